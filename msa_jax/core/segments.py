@@ -1,0 +1,71 @@
+"""Which token is what: roles, positions, masks, aligned rows and chunks (SPEC of the paper, §3).
+
+Every token carries a `doc_id` (the paper's released code uses the same numbers):
+
+    > 0   a token of document 1..M of its memory group
+      0   routing query: the question, and original text injected by Memory Interleave
+     -1   response: generated tokens and the response header
+     -2   template around the prompt
+     -3   padding
+
+Memory tokens live in *aligned rows*: a document never crosses a row and starts at a multiple of
+the pooling size P. A chunk is then P consecutive tokens of a row and belongs to one document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from msa_jax.typing import Array, Bool, Int
+
+QUERY = 0
+RESPONSE = -1
+TEMPLATE = -2
+PADDING = -3
+
+
+def _pytree(cls):
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+
+
+@_pytree
+class TokenBlock:
+    """Tokens with their roles and rotary positions, for memory rows or for active sequences.
+
+    Attributes:
+        tokens: vocabulary ids.
+        doc_ids: role or document number of each token (see the module docstring).
+        segment_pos: rotary position. Documents restart at 0; the template head of an active
+            sequence has 0..head_len-1 and its query starts at head_len + top_k_docs.
+    """
+
+    tokens: Int[Array, "*axes"]
+    doc_ids: Int[Array, "*axes"]
+    segment_pos: Int[Array, "*axes"]
+
+
+@_pytree
+class TrainingBatch:
+    """One training step: G memory groups, each a memory of R rows and B queries on it.
+
+    Attributes:
+        memory: `[G, R, S]` documents in aligned rows.
+        active: `[G, B, T]` template head, query and response tokens.
+        targets: `[G, B, T]` the token that follows each active token.
+        target_mask: `[G, B, T]` where the language-model loss counts.
+        answer_mask: `[G, B, T]` where the answer-only loss counts.
+        positives: `[G, B, M]` column m says whether document m + 1 answers the query.
+    """
+
+    memory: TokenBlock
+    active: TokenBlock
+    targets: Int[Array, "G B T"]
+    target_mask: Bool[Array, "G B T"]
+    answer_mask: Bool[Array, "G B T"]
+    positives: Bool[Array, "G B M"]
