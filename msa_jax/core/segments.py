@@ -15,7 +15,6 @@ the pooling size P. A chunk is then P consecutive tokens of a row and belongs to
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +34,19 @@ def _pytree(cls):
 
 
 @_pytree
+class Segments:
+    """Roles and rotary positions of tokens whose hidden states are known.
+
+    Attributes:
+        doc_ids: role or document number of each token (see the module docstring).
+        segment_pos: rotary position of each token.
+    """
+
+    doc_ids: Int[Array, "*axes"]
+    segment_pos: Int[Array, "*axes"]
+
+
+@_pytree
 class TokenBlock:
     """Tokens with their roles and rotary positions, for memory rows or for active sequences.
 
@@ -48,6 +60,11 @@ class TokenBlock:
     tokens: Int[Array, "*axes"]
     doc_ids: Int[Array, "*axes"]
     segment_pos: Int[Array, "*axes"]
+
+    @property
+    def segments(self) -> Segments:
+        """What a layer needs to know of these tokens."""
+        return Segments(self.doc_ids, self.segment_pos)
 
 
 @_pytree
@@ -69,3 +86,34 @@ class TrainingBatch:
     target_mask: Bool[Array, "G B T"]
     answer_mask: Bool[Array, "G B T"]
     positives: Bool[Array, "G B M"]
+
+
+def document_mask(doc_ids: Int[Array, "*rows S"]) -> Bool[Array, "*rows S S"]:
+    """Causal attention inside each document of a row, nothing across documents."""
+    same = doc_ids[..., :, None] == doc_ids[..., None, :]
+    return same & (doc_ids > 0)[..., None, :] & _causal(doc_ids.shape[-1])
+
+
+def local_mask(doc_ids: Int[Array, "*batch T"]) -> Bool[Array, "*batch T T"]:
+    """Causal attention among the active tokens of a sequence, padding left out."""
+    return (doc_ids != PADDING)[..., None, :] & _causal(doc_ids.shape[-1])
+
+
+def sees_memory(segments: Segments, head_len: int) -> Bool[Array, "*batch T"]:
+    """Active tokens that attend to memory: all but padding and the head, which precedes memory.
+
+    Only the head has positions below head_len; queries start at head_len + top_k_docs.
+    """
+    return (segments.doc_ids != PADDING) & (segments.segment_pos >= head_len)
+
+
+def chunk_documents(
+    doc_ids: Int[Array, "*batch R S"], pooling_kernel_size: int
+) -> Int[Array, "*batch C"]:
+    """Zero-based document of every chunk, in memory order; -1 for a chunk of padding."""
+    first = doc_ids[..., ::pooling_kernel_size]
+    return jnp.where(first > 0, first - 1, -1).reshape(*doc_ids.shape[:-2], -1)
+
+
+def _causal(length: int) -> Bool[Array, "T T"]:
+    return jnp.tril(jnp.ones((length, length), bool))

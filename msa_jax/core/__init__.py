@@ -1,0 +1,1 @@
+"""Pure array functions: no parameters, no mesh, no input or output."""

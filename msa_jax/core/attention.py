@@ -1,0 +1,40 @@
+"""Attention over [template head; chunks of chosen documents; local tokens] (paper, eq. 5)."""
+
+import jax
+import jax.numpy as jnp
+
+from msa_jax.typing import Array, Bool, Float
+
+
+def masked_attention(
+    queries: Float[Array, "*batch T N H"],
+    keys: Float[Array, "*batch A K H"],
+    values: Float[Array, "*batch A K H"],
+    mask: Bool[Array, "*batch T A"],
+) -> Float[Array, "*batch T N H"]:
+    """Grouped-query attention with softmax in float32.
+
+    A token that sees nothing (padding) gets some finite value, never NaN.
+    """
+    batch = queries.shape[:-3]
+    queries, keys, values = (x.reshape(-1, *x.shape[-3:]) for x in (queries, keys, values))
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    out = jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+    return out.reshape(*batch, *out.shape[1:])
+
+
+def sparse_attention(
+    queries: Float[Array, "*batch T N H"],
+    context: tuple[Float[Array, "*batch X K H"], Float[Array, "*batch X K H"]],
+    context_mask: Bool[Array, "*batch T X"],
+    local: tuple[Float[Array, "*batch A K H"], Float[Array, "*batch A K H"]],
+    mask: Bool[Array, "*batch T A"],
+) -> Float[Array, "*batch T N H"]:
+    """One softmax over the pooled chunks of the chosen documents and the local tokens.
+
+    The template head is the first of the local tokens.
+    """
+    keys, values = (
+        jnp.concatenate([pooled, own], axis=-3) for pooled, own in zip(context, local, strict=True)
+    )
+    return masked_attention(queries, keys, values, jnp.concatenate([context_mask, mask], axis=-1))

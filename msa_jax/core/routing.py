@@ -1,0 +1,155 @@
+"""Scoring documents against a query and choosing the best (paper §3.2, eq. 2 to 4).
+
+    chunk score     s_c = max over query tokens t of mean over heads n of qr[t, n] . kr[c, n // G]
+    document score  max over the document's chunks
+
+The mean over heads is linear, so the query heads of a group can be summed before the product:
+one [T, K*H] by [K*H, C] product gives the same numbers with N/K times fewer operations.
+`per_head_document_scores` is the formula as written; `document_scores` is what runs.
+
+All functions work on one memory; models map them over memory groups.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from msa_jax.typing import Array, Bool, Float, Int
+
+# Inside the square root, so that the gradient of a zero vector is zero and not NaN.
+NORM_EPS = 1e-12
+CHUNK_TILE = 8192
+
+
+def normalize(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """L2-normalises the last axis in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + NORM_EPS)
+
+
+def routing_keys(pooled: Float[Array, "*batch K H"], similarity: str) -> Float[Array, "*batch K H"]:
+    """Pooled routing keys as the product needs them: unit length per head for "cosine"."""
+    return normalize(pooled) if similarity == "cosine" else pooled.astype(jnp.float32)
+
+
+def routing_queries(
+    queries: Float[Array, "*batch T N H"], num_kv_heads: int, similarity: str
+) -> Float[Array, "*batch T K H"]:
+    """Routing queries with the heads of each group summed and divided by N.
+
+    "cosine" normalises each head first; "scaled_dot" multiplies by H^-0.5 instead.
+    """
+    *batch, num_heads, head_dim = queries.shape
+    if similarity == "cosine":
+        queries = normalize(queries)
+    else:
+        queries = queries.astype(jnp.float32) * head_dim**-0.5
+    grouped = queries.reshape(*batch, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    return grouped.sum(axis=-2) / num_heads
+
+
+def per_head_document_scores(
+    queries: Float[Array, "B T N H"],
+    query_mask: Bool[Array, "B T"],
+    pooled_keys: Float[Array, "C K H"],
+    chunk_doc: Int[Array, "C"],
+    num_documents: int,
+    similarity: str = "cosine",
+) -> Float[Array, "B M"]:
+    """Document scores by the formula of the paper, head by head: the readable reference."""
+    group_size = queries.shape[-2] // pooled_keys.shape[-2]
+    scale = 1.0 if similarity == "cosine" else queries.shape[-1] ** -0.5
+    if similarity == "cosine":
+        queries, pooled_keys = normalize(queries), normalize(pooled_keys)
+    keys = jnp.repeat(pooled_keys, group_size, axis=-2)
+    per_head = jnp.einsum("btnh,cnh->btnc", queries, keys) * scale
+    per_token = jnp.where(query_mask[..., None], per_head.mean(axis=2), -jnp.inf)
+    return _best_chunk(per_token.max(axis=1), chunk_doc, num_documents)
+
+
+def document_scores(
+    queries: Float[Array, "B T K H"],
+    query_mask: Bool[Array, "B T"],
+    keys: Float[Array, "C K H"],
+    chunk_doc: Int[Array, "C"],
+    num_documents: int,
+) -> Float[Array, "B M"]:
+    """Scores of every document for every query, differentiable.
+
+    Memory is scanned in tiles of chunks, so that nothing of size [B, T, C] exists.
+
+    Args:
+        queries: from `routing_queries`.
+        query_mask: tokens that route.
+        keys: from `routing_keys`.
+        chunk_doc: zero-based document of each chunk, -1 for none.
+        num_documents: M; a document without chunks scores -inf.
+    """
+    queries, keys = (x.reshape(*x.shape[:-2], -1) for x in (queries, keys))
+
+    @jax.checkpoint
+    def score(tile: Float[Array, "c KH"]) -> Float[Array, "B c"]:
+        product = jnp.einsum("btd,cd->btc", queries, tile, preferred_element_type=jnp.float32)
+        return jnp.where(query_mask[..., None], product, -jnp.inf).max(axis=1)
+
+    num_chunks = keys.shape[0]
+    if num_chunks <= CHUNK_TILE:
+        chunk_scores = score(keys)
+    else:
+        tiles = jnp.pad(keys, ((0, -num_chunks % CHUNK_TILE), (0, 0)))
+        tiles = tiles.reshape(-1, CHUNK_TILE, keys.shape[-1])
+        scores = jnp.moveaxis(jax.lax.map(score, tiles), 0, 1)
+        chunk_scores = scores.reshape(scores.shape[0], -1)[:, :num_chunks]
+    return _best_chunk(chunk_scores, chunk_doc, num_documents)
+
+
+def _best_chunk(
+    chunk_scores: Float[Array, "B C"], chunk_doc: Int[Array, "C"], num_documents: int
+) -> Float[Array, "B M"]:
+    # Chunks of no document go to an extra segment that is cut off again.
+    segments = jnp.where(chunk_doc < 0, num_documents, chunk_doc)
+    best = jax.ops.segment_max(chunk_scores.T, segments, num_documents + 1)
+    return best[:num_documents].T
+
+
+def top_documents(
+    scores: Float[Array, "B M"], top_k_docs: int
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """The min(top_k_docs, M) best documents, best first, ties to the lower id.
+
+    A document that does not exist scores -inf and comes last.
+    """
+    return jax.lax.top_k(scores, min(top_k_docs, scores.shape[-1]))
+
+
+def context_slots(
+    chunk_doc: Int[Array, "C"],
+    chosen: Int[Array, "B k"],
+    exists: Bool[Array, "B k"],
+    num_documents: int,
+    max_document_chunks: int,
+) -> tuple[Int[Array, "B X"], Bool[Array, "B X"]]:
+    """Chunks of the chosen documents, as X = k * max_document_chunks slots per query.
+
+    A document's chunks are consecutive in memory.
+
+    Returns:
+        Chunk index of each slot, and whether the slot holds a chunk.
+    """
+    segments = jnp.where(chunk_doc < 0, num_documents, chunk_doc)
+    num_chunks = chunk_doc.shape[0]
+    count = jnp.zeros(num_documents + 1, jnp.int32).at[segments].add(1)
+    first = jnp.full(num_documents + 1, num_chunks, jnp.int32)
+    first = first.at[segments].min(jnp.arange(num_chunks, dtype=jnp.int32))
+    offset = jnp.arange(max_document_chunks, dtype=jnp.int32)
+    filled = (offset < count[chosen][..., None]) & exists[..., None]
+    slots = jnp.where(filled, first[chosen][..., None] + offset, 0)
+    return tuple(x.reshape(*chosen.shape[:-1], -1) for x in (slots, filled))
+
+
+def recall_at(
+    scores: Float[Array, "*batch M"], positives: Bool[Array, "*batch M"], top_n: int
+) -> Float[Array, "*batch"]:
+    """Share of a query's positive documents among its top_n best; 0 where it has none."""
+    _, best = jax.lax.top_k(scores, min(top_n, scores.shape[-1]))
+    found = jnp.take_along_axis(positives, best, axis=-1).sum(axis=-1)
+    return found / jnp.maximum(positives.sum(axis=-1), 1)
