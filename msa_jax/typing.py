@@ -12,7 +12,8 @@ One letter means one thing everywhere in the package:
     P  tokens per chunk (the pooling size)              X  context slots (chosen chunks)
 """
 
-from typing import Any, TypeAlias
+import dataclasses
+from typing import Any, TypeAlias, dataclass_transform
 
 import jax
 from jaxtyping import Bool, Float, Int
@@ -21,4 +22,19 @@ Array: TypeAlias = jax.Array
 PRNGKey: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 
-__all__ = ["Array", "Bool", "Float", "Int", "PRNGKey", "PyTree"]
+__all__ = ["Array", "Bool", "Float", "Int", "PRNGKey", "PyTree", "pytree", "static"]
+
+
+def static() -> Any:
+    """A field of a `pytree` class that is part of its structure, not an array."""
+    return dataclasses.field(metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def pytree(cls: type) -> type:
+    """Makes a frozen dataclass whose fields are the children of a JAX pytree."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    meta_fields = [field.name for field in fields if field.metadata.get("static")]
+    data_fields = [field.name for field in fields if field.name not in meta_fields]
+    return jax.tree_util.register_dataclass(cls, data_fields, meta_fields)

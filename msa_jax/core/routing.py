@@ -51,7 +51,7 @@ def per_head_document_scores(
     queries: Float[Array, "B T N H"],
     query_mask: Bool[Array, "B T"],
     pooled_keys: Float[Array, "C K H"],
-    chunk_doc: Int[Array, "C"],
+    chunk_doc: Int[Array, " C"],
     num_documents: int,
     similarity: str = "cosine",
 ) -> Float[Array, "B M"]:
@@ -70,7 +70,7 @@ def document_scores(
     queries: Float[Array, "B T K H"],
     query_mask: Bool[Array, "B T"],
     keys: Float[Array, "C K H"],
-    chunk_doc: Int[Array, "C"],
+    chunk_doc: Int[Array, " C"],
     num_documents: int,
 ) -> Float[Array, "B M"]:
     """Scores of every document for every query, differentiable.
@@ -103,7 +103,7 @@ def document_scores(
 
 
 def _best_chunk(
-    chunk_scores: Float[Array, "B C"], chunk_doc: Int[Array, "C"], num_documents: int
+    chunk_scores: Float[Array, "B C"], chunk_doc: Int[Array, " C"], num_documents: int
 ) -> Float[Array, "B M"]:
     # Chunks of no document go to an extra segment that is cut off again.
     segments = jnp.where(chunk_doc < 0, num_documents, chunk_doc)
@@ -122,7 +122,7 @@ def top_documents(
 
 
 def context_slots(
-    chunk_doc: Int[Array, "C"],
+    chunk_doc: Int[Array, " C"],
     chosen: Int[Array, "B k"],
     exists: Bool[Array, "B k"],
     num_documents: int,

@@ -14,12 +14,9 @@ the pooling size P. A chunk is then P consecutive tokens of a row and belongs to
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 
-from msa_jax.typing import Array, Bool, Int
+from msa_jax.typing import Array, Bool, Int, pytree
 
 QUERY = 0
 RESPONSE = -1
@@ -27,13 +24,7 @@ TEMPLATE = -2
 PADDING = -3
 
 
-def _pytree(cls):
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
-
-
-@_pytree
+@pytree
 class Segments:
     """Roles and rotary positions of tokens whose hidden states are known.
 
@@ -46,7 +37,7 @@ class Segments:
     segment_pos: Int[Array, "*axes"]
 
 
-@_pytree
+@pytree
 class TokenBlock:
     """Tokens with their roles and rotary positions, for memory rows or for active sequences.
 
@@ -67,7 +58,7 @@ class TokenBlock:
         return Segments(self.doc_ids, self.segment_pos)
 
 
-@_pytree
+@pytree
 class TrainingBatch:
     """One training step: G memory groups, each a memory of R rows and B queries on it.
 

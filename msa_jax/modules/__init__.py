@@ -1,0 +1,1 @@
+"""Linen modules: they own the parameters and call `core`."""

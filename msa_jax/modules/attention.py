@@ -1,0 +1,251 @@
+"""Memory Sparse Attention as one Linen module (paper, §3.2).
+
+The same parameters serve three calls:
+
+* `encode_documents`: documents attend inside themselves and are pooled into a `LayerMemory`.
+* `attend`: active tokens route over a `LayerMemory`, or reuse the context that an earlier call
+  chose, and attend to [template head; chosen chunks; local tokens].
+* `__call__`: both at once, as in training.
+
+Every array has a leading group axis G: B queries of a group share one memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from msa_jax.config import MemoryConfig
+from msa_jax.core import attention, pooling, rope, routing, segments
+from msa_jax.core.segments import Segments
+from msa_jax.modules.layers import RMSNorm
+from msa_jax.modules.state import (
+    CacheSlots,
+    Context,
+    LayerCache,
+    LayerMemory,
+    MemoryIndex,
+    Routing,
+)
+from msa_jax.typing import Array, Float
+
+
+class RouterProjector(nn.Module):
+    """Routing queries and keys: plain projections without norm, rotation or bias."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: jnp.dtype = jnp.bfloat16
+
+    def setup(self):
+        self.q_proj = _projection(self.num_heads, self.head_dim, False, self.dtype)
+        self.k_proj = _projection(self.num_kv_heads, self.head_dim, False, self.dtype)
+
+    def query(self, x: Float[Array, "*batch T D"]) -> Float[Array, "*batch T N H"]:
+        """Routing query heads of active tokens."""
+        return self.q_proj(x)
+
+    def key(self, x: Float[Array, "*batch S D"]) -> Float[Array, "*batch S K H"]:
+        """Routing key heads of document tokens, to be pooled."""
+        return self.k_proj(x)
+
+
+class MemorySparseAttention(nn.Module):
+    """Attention of one layer over documents in memory and over the sequence itself.
+
+    Attributes:
+        embed_dim: D, size of the hidden states.
+        num_heads: N, query heads.
+        num_kv_heads: K, key/value heads; divides N.
+        head_dim: H.
+        memory: pooling size, documents per query, similarity.
+        routed: whether the layer has a router; without one, active tokens see no memory.
+        qk_norm: RMSNorm per head on q and k (Qwen3).
+        attention_bias: biases on q, k, v (Qwen2).
+        norm_eps: epsilon of qk_norm.
+        rope_theta: base of the rotary frequencies.
+        dtype: compute type.
+    """
+
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    memory: MemoryConfig = MemoryConfig()
+    routed: bool = True
+    qk_norm: bool = False
+    attention_bias: bool = False
+    norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    dtype: jnp.dtype = jnp.bfloat16
+
+    def setup(self):
+        heads, kv_heads, head_dim = self.num_heads, self.num_kv_heads, self.head_dim
+        self.q_proj = _projection(heads, head_dim, self.attention_bias, self.dtype)
+        self.k_proj = _projection(kv_heads, head_dim, self.attention_bias, self.dtype)
+        self.v_proj = _projection(kv_heads, head_dim, self.attention_bias, self.dtype)
+        if self.qk_norm:
+            self.q_norm = RMSNorm(self.norm_eps)
+            self.k_norm = RMSNorm(self.norm_eps)
+        if self.routed:
+            self.router = RouterProjector(heads, kv_heads, head_dim, self.dtype)
+        # Zero: a new model starts as its embedding, so that the first routing is by the words
+        # themselves. Loaded models bring their own.
+        self.o_proj = nn.DenseGeneral(
+            self.embed_dim,
+            axis=(-2, -1),
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+        )
+
+    def __call__(
+        self,
+        memory_x: Float[Array, "G R S D"],
+        memory_segments: Segments,
+        active_x: Float[Array, "G B T D"],
+        active_segments: Segments,
+        num_documents: int,
+    ) -> tuple[Float[Array, "G R S D"], Float[Array, "G B T D"], Routing | None]:
+        """Updates documents and active tokens together; routing is by cosine (training)."""
+        index = self.index(memory_segments, num_documents)
+        memory_out, layer_memory = self.encode_documents(memory_x, memory_segments)
+        active_out, _, chosen = self.attend(active_x, active_segments, layer_memory, index)
+        return memory_out, active_out, chosen
+
+    def index(self, memory_segments: Segments, num_documents: int) -> MemoryIndex:
+        """The chunk table of aligned memory rows."""
+        pooling_size = self.memory.pooling_kernel_size
+        chunk_doc = segments.chunk_documents(memory_segments.doc_ids, pooling_size)
+        row_chunks = memory_segments.doc_ids.shape[-1] // pooling_size
+        return MemoryIndex(chunk_doc, num_documents, row_chunks)
+
+    def encode_documents(
+        self,
+        x: Float[Array, "G R S D"],
+        memory_segments: Segments,
+        similarity: str = "cosine",
+    ) -> tuple[Float[Array, "G R S D"], LayerMemory | None]:
+        """Attends inside each document; pools its chunks where the layer routes."""
+        queries, keys, values = self._project(x, memory_segments.segment_pos)
+        layer_memory = None
+        if self.routed:
+            layer_memory = self._pool(x, keys, values, memory_segments, similarity)
+        mask = segments.document_mask(memory_segments.doc_ids)
+        out = attention.masked_attention(queries, keys, values, mask)
+        return self.o_proj(out), layer_memory
+
+    def attend(
+        self,
+        x: Float[Array, "G B T D"],
+        active_segments: Segments,
+        layer_memory: LayerMemory | None = None,
+        index: MemoryIndex | None = None,
+        cache: LayerCache | None = None,
+        slots: CacheSlots | None = None,
+        similarity: str = "cosine",
+    ) -> tuple[Float[Array, "G B T D"], LayerCache, Routing | None]:
+        """Attends from active tokens to chosen chunks and to the sequence so far.
+
+        Args:
+            x: normed hidden states.
+            active_segments: roles and positions; tokens of role 0 route.
+            layer_memory: documents to route over; None to reuse the context in `cache`.
+            index: chunk table of `layer_memory`.
+            cache: keys and values of earlier tokens; None to see `x` alone.
+            slots: where `x` goes in `cache`.
+            similarity: of routing queries and keys.
+
+        Returns:
+            Output, the cache with `x` and the context added, and what was routed to.
+        """
+        queries, keys, values = self._project(x, active_segments.segment_pos)
+        if cache is None:
+            mask = segments.local_mask(active_segments.doc_ids)
+            cache = LayerCache(keys, values)
+        else:
+            mask = slots.mask
+            cache = LayerCache(
+                _write(cache.keys, keys, slots.start),
+                _write(cache.values, values, slots.start),
+                cache.context,
+            )
+        chosen = None
+        if self.routed and layer_memory is not None:
+            chosen = self._route(x, active_segments, layer_memory, index, similarity)
+            context = _gather(layer_memory, index, chosen, self.dtype)
+            cache = dataclasses.replace(cache, context=context)
+        local = (cache.keys, cache.values)
+        if cache.context is None:
+            out = attention.masked_attention(queries, *local, mask)
+        else:
+            context = cache.context
+            visible = segments.sees_memory(active_segments, self.memory.head_len)
+            context_mask = visible[..., :, None] & context.mask[..., None, :]
+            out = attention.sparse_attention(
+                queries, (context.keys, context.values), context_mask, local, mask
+            )
+        return self.o_proj(out), cache, chosen
+
+    def _project(self, x, positions):
+        queries, keys, values = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries = rope.apply_rope(queries, positions, self.rope_theta)
+        return queries, rope.apply_rope(keys, positions, self.rope_theta), values
+
+    def _pool(self, x, keys, values, memory_segments, similarity) -> LayerMemory:
+        valid = memory_segments.doc_ids > 0
+        pooling_size = self.memory.pooling_kernel_size
+
+        def pool(x):
+            pooled = pooling.masked_chunk_mean(x, valid, pooling_size)
+            return pooled.reshape(pooled.shape[0], -1, *pooled.shape[-2:])
+
+        router_keys = routing.routing_keys(pool(self.router.key(x)), similarity)
+        return LayerMemory(*(x.astype(self.dtype) for x in (router_keys, pool(keys), pool(values))))
+
+    def _route(self, x, active_segments, layer_memory, index, similarity) -> Routing:
+        queries = routing.routing_queries(self.router.query(x), self.num_kv_heads, similarity)
+        scores = jax.vmap(partial(routing.document_scores, num_documents=index.num_documents))(
+            queries.astype(self.dtype),
+            active_segments.doc_ids == segments.QUERY,
+            layer_memory.router_keys,
+            index.chunk_doc,
+        )
+        if index.doc_mask is not None:
+            scores = jnp.where(index.doc_mask, scores, -jnp.inf)
+        # Selection is hard: the router learns from the auxiliary loss alone.
+        top_scores, top_docs = routing.top_documents(
+            jax.lax.stop_gradient(scores), self.memory.top_k_docs
+        )
+        return Routing(scores, top_scores, top_docs)
+
+
+def _projection(num_heads: int, head_dim: int, use_bias: bool, dtype) -> nn.DenseGeneral:
+    return nn.DenseGeneral((num_heads, head_dim), use_bias=use_bias, dtype=dtype)
+
+
+def _write(cached, new, start):
+    return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), start, axis=2)
+
+
+def _gather(layer_memory: LayerMemory, index: MemoryIndex, chosen: Routing, dtype) -> Context:
+    def one_group(keys, values, chunk_doc, top_docs, exists):
+        slots, filled = routing.context_slots(
+            chunk_doc, top_docs, exists, index.num_documents, index.max_document_chunks
+        )
+        return Context(keys[slots].astype(dtype), values[slots].astype(dtype), filled)
+
+    return jax.vmap(one_group)(
+        layer_memory.keys,
+        layer_memory.values,
+        index.chunk_doc,
+        chosen.top_docs,
+        jnp.isfinite(chosen.top_scores),
+    )

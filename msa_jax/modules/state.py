@@ -1,0 +1,110 @@
+"""What the modules take in and hand out: memories, routing, caches. Explicit pytrees, no state."""
+
+from msa_jax.typing import Array, Bool, Float, Int, pytree, static
+
+
+@pytree
+class LayerMemory:
+    """What one router layer keeps of the documents: one entry per chunk.
+
+    Attributes:
+        router_keys: pooled routing keys, ready for the product (unit length for "cosine").
+        keys: pooled keys, after norm and RoPE.
+        values: pooled values.
+    """
+
+    router_keys: Float[Array, "*layers G C K H"]
+    keys: Float[Array, "*layers G C K H"]
+    values: Float[Array, "*layers G C K H"]
+
+
+@pytree
+class MemoryIndex:
+    """Which chunk belongs to which document; shared by all layers.
+
+    Attributes:
+        chunk_doc: zero-based document of each chunk, -1 for none. A document's chunks are
+            consecutive.
+        num_documents: M, static.
+        max_document_chunks: chunks of the longest document (static); a row's if in doubt.
+        doc_mask: documents that may be chosen, per query; None for all.
+    """
+
+    chunk_doc: Int[Array, "G C"]
+    num_documents: int = static()
+    max_document_chunks: int = static()
+    doc_mask: Bool[Array, "G B M"] | None = None
+
+
+@pytree
+class Memory:
+    """Encoded documents: pooled arrays of every router layer, and the chunk table.
+
+    Attributes:
+        layers: `[L_routed, G, C, K, H]` arrays, router layers in ascending order.
+        index: which chunk belongs to which document.
+    """
+
+    layers: LayerMemory
+    index: MemoryIndex
+
+
+@pytree
+class Routing:
+    """Scores of all documents, and the best ones (zero-based, best first) of one layer."""
+
+    doc_scores: Float[Array, "*layers G B M"]
+    top_scores: Float[Array, "*layers G B k"]
+    top_docs: Int[Array, "*layers G B k"]
+
+
+@pytree
+class Context:
+    """Pooled keys and values of the chunks that a router chose, X slots per query."""
+
+    keys: Float[Array, "*layers G B X K H"]
+    values: Float[Array, "*layers G B X K H"]
+    mask: Bool[Array, "*layers G B X"]
+
+
+@pytree
+class LayerCache:
+    """What one layer remembers of a sequence while it is generated.
+
+    Attributes:
+        keys: local keys, one slot per token.
+        values: local values.
+        context: chosen chunks, `None` in layers without a router and before any routing.
+    """
+
+    keys: Float[Array, "*layers G B A K H"]
+    values: Float[Array, "*layers G B A K H"]
+    context: Context | None = None
+
+
+@pytree
+class Cache:
+    """State of B sequences per group while they are generated.
+
+    Attributes:
+        runs: a stacked `LayerCache` per run of layers (`ModelConfig.layer_runs`).
+        mask: `[G, B, A]` slots that hold a token.
+        length: slots in use.
+    """
+
+    runs: dict[str, LayerCache]
+    mask: Bool[Array, "G B A"]
+    length: Int[Array, ""]
+
+
+@pytree
+class CacheSlots:
+    """Where the active tokens go in a cache of A slots, and what they see there.
+
+    Attributes:
+        start: slot of the first active token.
+        mask: which slots each active token attends to.
+    """
+
+    start: Int[Array, ""]
+    mask: Bool[Array, "G B T A"]

@@ -1,0 +1,321 @@
+"""A decoder-only transformer with Memory Sparse Attention in its router layers.
+
+One set of parameters, three calls:
+
+* `Transformer.__call__`: training forward over memory rows and active tokens.
+* `Transformer.encode`: documents to a `Memory` of pooled keys and values.
+* `Transformer.prefill` and `Transformer.decode`: route once, then generate from a `Cache`.
+
+Layers of one kind are stacked and scanned, so that 36 compile about as fast as 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from msa_jax.config import ModelConfig
+from msa_jax.core import segments
+from msa_jax.core.segments import Segments, TokenBlock
+from msa_jax.modules.attention import MemorySparseAttention
+from msa_jax.modules.layers import Embedder, GatedMLP, RMSNorm, Unembedder
+from msa_jax.modules.state import (
+    Cache,
+    CacheSlots,
+    LayerCache,
+    LayerMemory,
+    Memory,
+    MemoryIndex,
+    Routing,
+)
+from msa_jax.typing import Array, Bool, Float, Int, pytree
+
+
+@pytree
+class TrainingOutput:
+    """Result of the training forward.
+
+    Attributes:
+        hidden: active hidden states after the final norm.
+        doc_scores: cosine score of every document in every router layer.
+        hidden_states: if asked for, `(memory, active)` inputs of each layer and, last, the final
+            norm's output: `[L + 1, G, R, S, D]` and `[L + 1, G, B, T, D]`.
+    """
+
+    hidden: Float[Array, "G B T D"]
+    doc_scores: Float[Array, "L G B M"]
+    hidden_states: Any = None
+
+
+@pytree
+class _Streams:
+    """Hidden states that run through the layers: documents, active tokens, or both."""
+
+    memory: Float[Array, "G R S D"] | None
+    active: Float[Array, "G B T D"] | None
+
+
+@pytree
+class _LayerInput:
+    memory: LayerMemory | None = None
+    cache: LayerCache | None = None
+
+
+@pytree
+class _LayerOutput:
+    memory: LayerMemory | None = None
+    cache: LayerCache | None = None
+    routing: Routing | None = None
+    inputs: _Streams | None = None
+
+
+@pytree
+class _Shared:
+    """What every layer of a call is given."""
+
+    memory_segments: Segments | None = None
+    active_segments: Segments | None = None
+    index: MemoryIndex | None = None
+    slots: CacheSlots | None = None
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP with pre-norms, for documents, active tokens, or both.
+
+    `keep` names the parts of the output that the caller wants: "memory", "cache", "inputs".
+    """
+
+    config: ModelConfig
+    routed: bool
+    similarity: str
+    keep: tuple[str, ...]
+
+    def setup(self):
+        config = self.config
+        self.input_norm = RMSNorm(config.norm_eps)
+        self.attention = MemorySparseAttention(
+            embed_dim=config.embed_dim,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            memory=config.memory,
+            routed=self.routed,
+            qk_norm=config.qk_norm,
+            attention_bias=config.attention_bias,
+            norm_eps=config.norm_eps,
+            rope_theta=config.rope_theta,
+            dtype=jnp.dtype(config.dtype),
+        )
+        self.post_attention_norm = RMSNorm(config.norm_eps)
+        self.mlp = GatedMLP(config.hidden_dim, jnp.dtype(config.dtype))
+
+    def __call__(
+        self, streams: _Streams, layer: _LayerInput, shared: _Shared
+    ) -> tuple[_Streams, _LayerOutput]:
+        layer_memory, cache, routing = layer.memory, None, None
+        memory, active = streams.memory, streams.active
+        if memory is not None:
+            memory, layer_memory = self._encode(memory, shared.memory_segments)
+        if active is not None:
+            out, cache, routing = self.attention.attend(
+                self.input_norm(active),
+                shared.active_segments,
+                layer_memory,
+                shared.index,
+                layer.cache,
+                shared.slots,
+                self.similarity,
+            )
+            active = self._feed_forward(active + out)
+        outputs = _LayerOutput(
+            memory=layer_memory if "memory" in self.keep else None,
+            cache=cache if "cache" in self.keep else None,
+            routing=routing,
+            inputs=streams if "inputs" in self.keep else None,
+        )
+        return _Streams(memory, active), outputs
+
+    def _encode(self, x, memory_segments):
+        out, layer_memory = self.attention.encode_documents(
+            self.input_norm(x), memory_segments, self.similarity
+        )
+        return self._feed_forward(x + out), layer_memory
+
+    def _feed_forward(self, x):
+        return x + self.mlp(self.post_attention_norm(x))
+
+
+class Transformer(nn.Module):
+    """Qwen3, Qwen2, Llama or SmolLM2 with a memory; see `ModelConfig`."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        self.embedder = Embedder(config.vocab_size, config.embed_dim, dtype)
+        self.final_norm = RMSNorm(config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = Unembedder(config.vocab_size, config.embed_dim)
+
+    @nn.compact
+    def _layers(
+        self,
+        streams: _Streams,
+        shared: _Shared,
+        *,
+        similarity: str,
+        keep: tuple[str, ...] = (),
+        memory: LayerMemory | None = None,
+        caches: dict[str, LayerCache] | None = None,
+    ) -> tuple[_Streams, dict[str, _LayerOutput]]:
+        """Runs all layers; outputs are stacked per run."""
+        outputs, routed_before = {}, 0
+        for name, start, stop in self.config.layer_runs:
+            length, routed = stop - start, name.startswith("routed")
+            run = nn.scan(
+                # Inside a scan nothing can be merged with the recomputation, so CSE may stay on.
+                nn.remat(DecoderLayer, prevent_cse=False) if self.config.remat else DecoderLayer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=length,
+            )(self.config, routed, similarity, keep, name=name)
+            part = slice(routed_before, routed_before + length)
+            layer = _LayerInput(
+                memory=jax.tree.map(lambda x, part=part: x[part], memory) if routed else None,
+                cache=caches[name] if caches else None,
+            )
+            streams, outputs[name] = run(streams, layer, shared)
+            routed_before += length if routed else 0
+        return streams, outputs
+
+    def __call__(
+        self,
+        memory: TokenBlock,
+        active: TokenBlock,
+        num_documents: int,
+        keep_hidden_states: bool = False,
+    ) -> TrainingOutput:
+        """Training forward: every query routes over its group's documents and answers.
+
+        Args:
+            memory: `[G, R, S]` documents in aligned rows.
+            active: `[G, B, T]` template head, query and response.
+            num_documents: M, at least the largest document number in `memory`.
+            keep_hidden_states: also return the hidden states of every layer.
+        """
+        index = self._index(memory, num_documents)
+        streams, outputs = self._layers(
+            _Streams(self.embedder(memory.tokens), self.embedder(active.tokens)),
+            _Shared(memory.segments, active.segments, index),
+            similarity="cosine",
+            keep=("inputs",) if keep_hidden_states else (),
+        )
+        hidden = self.final_norm(streams.active)
+        hidden_states = None
+        if keep_hidden_states:
+            last = _Streams(self.final_norm(streams.memory), hidden)
+            inputs = [output.inputs for output in outputs.values()]
+            last = jax.tree.map(lambda x: x[None], last)
+            states = jax.tree.map(lambda *x: jnp.concatenate(x), *inputs, last)
+            hidden_states = (states.memory, states.active)
+        routing = _stack(outputs, "routing")
+        return TrainingOutput(hidden, routing.doc_scores, hidden_states)
+
+    def encode(self, memory: TokenBlock, num_documents: int) -> Memory:
+        """Encodes `[G, R, S]` documents, each alone, into pooled arrays (stage 1)."""
+        _, outputs = self._layers(
+            _Streams(self.embedder(memory.tokens), None),
+            _Shared(memory_segments=memory.segments),
+            similarity=self.config.memory.router_similarity,
+            keep=("memory",),
+        )
+        return Memory(_stack(outputs, "memory"), self._index(memory, num_documents))
+
+    def prefill(
+        self, active: TokenBlock, cache: Cache, memory: Memory | None = None
+    ) -> tuple[Float[Array, "G B T D"], Cache, Routing | None]:
+        """Adds tokens to the sequences, routing over `memory` where it is given (stage 2).
+
+        Tokens of role 0 route; all tokens but the head then attend to the chosen chunks, which
+        stay in the cache. Without `memory` the chunks chosen earlier are used again, so
+        generating is the same call with one token at a time (stage 3).
+
+        Returns:
+            Hidden states after the final norm, the cache, and the routing of `[L_routed, ...]`.
+        """
+        length = active.tokens.shape[-1]
+        slots, mask = _next_slots(cache, active)
+        streams, outputs = self._layers(
+            _Streams(None, self.embedder(active.tokens)),
+            _Shared(None, active.segments, memory and memory.index, slots),
+            similarity=self.config.memory.router_similarity,
+            keep=("cache",),
+            memory=memory and memory.layers,
+            caches=cache.runs,
+        )
+        runs = {name: output.cache for name, output in outputs.items()}
+        cache = Cache(runs, mask, cache.length + length)
+        routing = _stack(outputs, "routing") if memory is not None else None
+        return self.final_norm(streams.active), cache, routing
+
+    def decode(
+        self, tokens: Int[Array, "G B"], positions: Int[Array, "G B"], cache: Cache
+    ) -> tuple[Float[Array, "G B V"], Cache]:
+        """Logits after one more response token per sequence (stage 3)."""
+        roles = jnp.full_like(tokens, segments.RESPONSE)
+        block = jax.tree.map(lambda x: x[..., None], TokenBlock(tokens, roles, positions))
+        hidden, cache, _ = self.prefill(block, cache)
+        return self.logits(hidden[..., 0, :]), cache
+
+    def unembedding(self) -> Float[Array, "D V"]:
+        """The output projection, for a loss that never holds all logits at once."""
+        if self.config.tie_embeddings:
+            return self.embedder.embedding.T
+        return self.lm_head.kernel
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Float32 logits of normed hidden states."""
+        unembedding = self.unembedding().astype(hidden.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+
+    def _index(self, memory: TokenBlock, num_documents: int) -> MemoryIndex:
+        pooling_size = self.config.memory.pooling_kernel_size
+        chunk_doc = segments.chunk_documents(memory.doc_ids, pooling_size)
+        return MemoryIndex(chunk_doc, num_documents, memory.tokens.shape[-1] // pooling_size)
+
+
+def init_cache(config: ModelConfig, num_groups: int, batch_size: int, num_slots: int) -> Cache:
+    """An empty cache for `batch_size` sequences per group of at most `num_slots` tokens."""
+    shape = (num_groups, batch_size, num_slots, config.num_kv_heads, config.head_dim)
+
+    def empty(length):
+        return jnp.zeros((length, *shape), config.dtype)
+
+    return Cache(
+        runs={
+            name: LayerCache(empty(stop - start), empty(stop - start))
+            for name, start, stop in config.layer_runs
+        },
+        mask=jnp.zeros(shape[:3], bool),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+def _next_slots(cache: Cache, active: TokenBlock) -> tuple[CacheSlots, Bool[Array, "G B A"]]:
+    length = active.tokens.shape[-1]
+    present = active.doc_ids != segments.PADDING
+    mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, present, cache.length, axis=2)
+    own_slot = cache.length + jnp.arange(length)
+    causal = jnp.arange(mask.shape[-1]) <= own_slot[:, None]
+    return CacheSlots(cache.length, mask[..., None, :] & causal), mask
+
+
+def _stack(outputs: dict[str, _LayerOutput], field: str):
+    parts = [getattr(output, field) for output in outputs.values()]
+    parts = [part for part in parts if part is not None]
+    return jax.tree.map(lambda *x: jnp.concatenate(x) if len(x) > 1 else x[0], *parts)
