@@ -1,0 +1,163 @@
+"""One training example: a question at one step of its chain of retrievals, or at its answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from msa_jax.config import ConfigError
+from msa_jax.core.segments import PADDING, TokenBlock
+from msa_jax.data.records import Question
+from msa_jax.data.templates import Piece, PromptBuilder
+
+
+class Example(NamedTuple):
+    """Active tokens of one query and what to learn from them; all arrays `[T]`.
+
+    Attributes:
+        active: tokens, roles and positions.
+        targets: the token after each token.
+        target_mask: where that token is one the model must write at this step.
+        answer_mask: where it belongs to the answer itself.
+    """
+
+    active: TokenBlock
+    targets: np.ndarray
+    target_mask: np.ndarray
+    answer_mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A document of the memory group as an example cites it.
+
+    Attributes:
+        doc_id: the id that the group's memory gives it.
+        tokens: its text.
+    """
+
+    doc_id: int
+    tokens: np.ndarray
+
+
+def choose_step(
+    question: Question, num_hops: int, answer_fraction: float, rng: np.random.Generator
+) -> int | None:
+    """Draws the step of a question to train: one of its hops, or None for its answer.
+
+    Args:
+        question: the question.
+        num_hops: how many retrievals it takes.
+        answer_fraction: probability of the answer, if the question has one.
+        rng: source of randomness.
+    """
+    wants_answer = rng.random() < answer_fraction
+    hop = int(rng.integers(num_hops))
+    return None if wants_answer and question.answers else hop
+
+
+def build_example(
+    builder: PromptBuilder,
+    question: Question,
+    hops: Sequence[Sequence[Source]],
+    step: int | None,
+    active_tokens: int,
+) -> Example:
+    """Writes the conversation up to the end of a step, and marks what the step must learn.
+
+    Text that does not fit is cut: originals first, then the middle of the question.
+
+    Args:
+        builder: encoder of the template.
+        question: the question.
+        hops: the documents to retrieve, by retrieval; earlier ones are context, with originals.
+        step: the retrieval to learn, an index into `hops`; None to learn the answer.
+        active_tokens: T, the length of the result.
+
+    Raises:
+        ConfigError: if `active_tokens` cannot hold the template and the targets.
+    """
+
+    def conversation(asked: str, original_tokens: int) -> list[Piece]:
+        capped = _cap_texts(hops[:step], original_tokens)
+        pieces = builder.prompt(asked)
+        for sources in capped:
+            ids = [source.doc_id for source in sources]
+            pieces.append(builder.retrieved(ids, generated=False))
+            pieces.append(builder.originals(ids, [source.tokens for source in sources]))
+        if step is not None:
+            pieces.append(builder.retrieved([source.doc_id for source in hops[step]]))
+        else:
+            pieces += [builder.stop(), builder.restatement(asked)]
+            pieces += builder.answer(question.answers[0])
+        return pieces
+
+    pieces = _fit(builder, question, conversation, active_tokens)
+    return _to_example(builder, pieces, active_tokens)
+
+
+def _fit(
+    builder: PromptBuilder,
+    question: Question,
+    conversation: Callable[[str, int], list[Piece]],
+    active_tokens: int,
+) -> list[Piece]:
+    def excess(asked: str) -> int:
+        pieces = conversation(asked, original_tokens=0)
+        return sum(len(piece.tokens) for piece in pieces) - active_tokens
+
+    asked = question.question
+    tokens = builder.tokenizer.encode(asked)
+    kept = len(tokens)
+    while (too_many := excess(asked)) > 0:
+        if kept == 0:
+            raise ConfigError(
+                f"question {question.id!r} needs {active_tokens + too_many} tokens without its "
+                f"text, but active_tokens is {active_tokens}; raise active_tokens."
+            )
+        kept = max(0, kept - too_many)
+        ends = tokens[: (kept + 1) // 2], tokens[len(tokens) - kept // 2 :]
+        asked = "".join(map(builder.tokenizer.decode, ends))
+    return conversation(asked, original_tokens=-too_many)
+
+
+def _cap_texts(hops: Sequence[Sequence[Source]], budget: int) -> list[list[Source]]:
+    """Shortens the longest texts until all of them together have at most `budget` tokens."""
+    lengths = sorted(len(source.tokens) for hop in hops for source in hop)
+    cap = 0
+    for rank, length in enumerate(lengths):
+        share = budget // (len(lengths) - rank)
+        cap = min(length, share)
+        if share <= length:
+            break
+        budget -= length
+    return [[dataclasses.replace(s, tokens=s.tokens[:cap]) for s in hop] for hop in hops]
+
+
+def _to_example(builder: PromptBuilder, pieces: list[Piece], active_tokens: int) -> Example:
+    lengths = [len(piece.tokens) for piece in pieces]
+    total = sum(lengths)
+
+    def padded(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        out = np.full(active_tokens, fill, dtype)
+        out[: len(values)] = values
+        return out
+
+    def per_token(field: str) -> np.ndarray:
+        return np.repeat([getattr(piece, field) for piece in pieces], lengths)
+
+    tokens = np.concatenate([piece.tokens for piece in pieces])
+    pad_id = builder.tokenizer.pad_id
+    return Example(
+        active=TokenBlock(
+            tokens=padded(tokens, pad_id, np.int32),
+            doc_ids=padded(per_token("role"), PADDING, np.int32),
+            segment_pos=padded(builder.positions(total), 0, np.int32),
+        ),
+        targets=padded(tokens[1:], pad_id, np.int32),
+        target_mask=padded(per_token("generated")[1:], 0, np.bool_),
+        answer_mask=padded(per_token("answer")[1:], 0, np.bool_),
+    )

@@ -1,0 +1,201 @@
+"""How documents, questions and answers are written for the model, as data.
+
+A conversation is a list of `Piece`s. Training and inference build it from the same pieces, each
+encoded on its own, so that a model sees the tokens that it was trained on:
+
+    head, query, tail, response                   the prompt
+    retrieved                                     the model names documents
+    originals                                     their texts are appended (Memory Interleave)
+    ... retrieved, originals ...                  more rounds
+    stop                                          the model has seen enough
+    restatement                                   the question again
+    answer                                        the model answers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from msa_jax.config import ConfigError, MemoryConfig
+from msa_jax.core.segments import QUERY, RESPONSE, TEMPLATE
+from msa_jax.data.records import Document
+from msa_jax.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The words around documents, questions and answers; `{name}` marks a slot.
+
+    A text's leading space belongs to `document_text` (slots title, text) and `answer`, since
+    tokenizers join a space to the word after it.
+
+    Attributes:
+        head: opens the conversation, before memory; exactly `MemoryConfig.head_len` tokens.
+        document_start: (slot id), before a document's text in memory.
+        document_end: (slot id), after it.
+        query: (slot question), the routing query.
+        tail: closes the user's turn.
+        response: opens the model's turn.
+        retrieved: (slot id), one document that the model names.
+        retrieved_end: after the last of them.
+        original_start: (slot id), before the text of a named document.
+        original_end: after it.
+        originals_end: after the last of them.
+        stop: what the model says instead of more names.
+        restatement: (slot question), appended after `stop`.
+        answer_start: words that open every answer.
+        answer: (slot answer), the answer itself and its end.
+    """
+
+    head: str = "<|im_start|>user\n"
+    document_start: str = "<|im_start|>[{id}]."
+    document_text: str = " {title}{text}"
+    document_end: str = "[{id}]<|im_end|>"
+    query: str = "{question}"
+    tail: str = "<|im_end|>\n"
+    response: str = "<|im_start|>"
+    retrieved: str = "[{id}]"
+    retrieved_end: str = "<|object_ref_end|>"
+    original_start: str = "[{id}]."
+    original_end: str = "\n"
+    originals_end: str = "<|object_ref_end|>"
+    stop: str = "<End-of-Retrieve>"
+    restatement: str = "<|im_start|>The user's question is: {question}\n<|object_ref_end|>"
+    answer_start: str = "The answer to the question is:"
+    answer: str = " {answer}<|im_end|>"
+
+
+TEMPLATES = {
+    "plain": Template(),
+    "msa_4b": Template(
+        query=(
+            "\nPlease answer the question based on the above historical document information\n\n"
+            "{question}\nPlease return all documents related to the question\n"
+        )
+    ),
+}
+
+
+class Piece(NamedTuple):
+    """Consecutive active tokens of one role.
+
+    Attributes:
+        tokens: int32 ids.
+        role: `QUERY`, `RESPONSE` or `TEMPLATE`.
+        generated: whether the model writes them.
+        answer: whether they are the answer itself.
+    """
+
+    tokens: np.ndarray
+    role: int
+    generated: bool = False
+    answer: bool = False
+
+
+class PromptBuilder:
+    """Encodes the pieces of a template.
+
+    Attributes:
+        template: the words.
+        tokenizer: the encoder.
+        head: tokens of the template head, int32 [head_len].
+    """
+
+    def __init__(self, template: Template, tokenizer: Tokenizer, memory: MemoryConfig):
+        """Encodes what does not depend on documents and questions.
+
+        Raises:
+            ConfigError: if the template head is not `memory.head_len` tokens long.
+        """
+        self.template = template
+        self.tokenizer = tokenizer
+        self._memory = memory
+        encode = tokenizer.encode_template
+        self.head = encode(template.head)
+        if len(self.head) != memory.head_len:
+            raise ConfigError(
+                f"memory.head_len is {memory.head_len}, but the template head {template.head!r} "
+                f"has {len(self.head)} tokens with this tokenizer; set memory.head_len to that."
+            )
+        self._tail = encode(template.tail)
+        self._response = encode(template.response)
+        self._retrieved_end = encode(template.retrieved_end)
+        self._original_end = encode(template.original_end)
+        self._originals_end = encode(template.originals_end)
+        self._stop = encode(template.stop)
+        self._answer_start = encode(template.answer_start)
+        # Ids come back in every group, and encoding one costs more than copying a document.
+        self._document_wrap = functools.lru_cache(maxsize=1 << 17)(self._encode_wrap)
+
+    def document_text(self, document: Document) -> str:
+        """The text to encode for a document, once, whatever its id will be."""
+        title = f"{document.title}\n" if document.title else ""
+        return self.template.document_text.format(title=title, text=document.text)
+
+    def document_wrap(self, doc_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens before and after the text of the document that is called `doc_id`."""
+        return self._document_wrap(doc_id)
+
+    def document(self, doc_id: int, text_tokens: np.ndarray) -> np.ndarray:
+        """A document as memory holds it: its text between two mentions of its id."""
+        start, end = self._document_wrap(doc_id)
+        return np.concatenate([start, text_tokens, end])
+
+    def prompt(self, question: str) -> list[Piece]:
+        """Head, question, and the opening of the response."""
+        query = self.tokenizer.encode_template(self.template.query, question=question)
+        return [
+            Piece(self.head, TEMPLATE),
+            Piece(query, QUERY),
+            Piece(self._tail, TEMPLATE),
+            Piece(self._response, RESPONSE),
+        ]
+
+    def retrieved(self, doc_ids: Sequence[int], generated: bool = True) -> Piece:
+        """The names of documents, as the model writes them."""
+        encode = functools.partial(self.tokenizer.encode_template, self.template.retrieved)
+        names = [encode(id=doc_id) for doc_id in doc_ids]
+        return Piece(np.concatenate([*names, self._retrieved_end]), RESPONSE, generated)
+
+    def originals(self, doc_ids: Sequence[int], texts: Sequence[np.ndarray]) -> Piece:
+        """The texts of the named documents; they join the routing query."""
+        parts = []
+        for doc_id, text in zip(doc_ids, texts, strict=True):
+            start = self.tokenizer.encode_template(self.template.original_start, id=doc_id)
+            parts += [start, text, self._original_end]
+        return Piece(np.concatenate([*parts, self._originals_end]), QUERY)
+
+    def stop(self) -> Piece:
+        """What the model writes when it needs no more documents."""
+        return Piece(self._stop, RESPONSE, generated=True)
+
+    def restatement(self, question: str) -> Piece:
+        """The question again, before the answer."""
+        tokens = self.tokenizer.encode_template(self.template.restatement, question=question)
+        return Piece(tokens, TEMPLATE)
+
+    def answer(self, answer: str) -> list[Piece]:
+        """What the model writes as its answer."""
+        tokens = self.tokenizer.encode_template(self.template.answer, answer=answer)
+        return [
+            Piece(self._answer_start, RESPONSE, generated=True),
+            Piece(tokens, RESPONSE, generated=True, answer=True),
+        ]
+
+    def positions(self, length: int) -> np.ndarray:
+        """Rotary positions of `length` active tokens: the head's, then the query's onward."""
+        positions = np.arange(length, dtype=np.int32)
+        positions[len(self.head) :] += self._memory.top_k_docs
+        return positions
+
+    def _encode_wrap(self, doc_id: int) -> tuple[np.ndarray, np.ndarray]:
+        encode = self.tokenizer.encode_template
+        return (
+            encode(self.template.document_start, id=doc_id),
+            encode(self.template.document_end, id=doc_id),
+        )

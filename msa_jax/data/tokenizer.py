@@ -1,0 +1,127 @@
+"""Text to token ids and back, with any `tokenizers` JSON file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+
+from msa_jax.config import ConfigError
+
+PACKAGED = pathlib.Path(__file__).parent / "tokenizers"
+PADDING_TOKEN = "<|endoftext|>"
+SENTENCE_END, PARAGRAPH_END = 1, 2
+# An encoding holds far more than its ids, so that a corpus is encoded in slices.
+_TEXTS_PER_CALL = 1024
+
+
+class Tokenizer:
+    """Encodes user text, which cannot forge a special token, and templates, which may use them.
+
+    Attributes:
+        vocab_size: number of token ids, special tokens included.
+        pad_id: id to fill unused places with; masked out everywhere.
+    """
+
+    def __init__(self, specification: str):
+        """Builds the tokenizer from the text of a `tokenizers` JSON file."""
+        values = json.loads(specification)
+        for token in values.get("added_tokens", []):
+            # Only tokens marked special can be left unparsed, and user text must form none.
+            token["special"] = True
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+        decoder = self._backend.get_added_tokens_decoder()
+        self._specials = {token.content: index for index, token in decoder.items()}
+        longest_first = sorted(self._specials, key=len, reverse=True)
+        alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
+        self._special_pattern = re.compile(f"({alternatives})")
+        self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
+        self.pad_id = self._specials.get(PADDING_TOKEN, 0)
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike) -> Tokenizer:
+        """Loads a packaged tokenizer by name, or one from a JSON file or a folder that has it.
+
+        Raises:
+            ConfigError: if there is no such tokenizer, or the file is not one.
+        """
+        given = pathlib.Path(name_or_path)
+        candidates = (given / "tokenizer.json", given, PACKAGED / f"{name_or_path}.json")
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            names = ", ".join(sorted(file.stem for file in PACKAGED.glob("*.json"))) or "none"
+            raise ConfigError(
+                f"tokenizer {os.fspath(name_or_path)!r} is neither a file, nor a folder with "
+                f"tokenizer.json, nor a packaged name ({names})."
+            )
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the backend raises plain Exception
+            raise ConfigError(f"{path} is not a tokenizers JSON file ({error}).") from error
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids (int32) of user text; special tokens in it are ordinary characters."""
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """`encode` of many texts at once, in parallel."""
+        texts = iter(texts)
+        encoded: list[np.ndarray] = []
+        while part := list(itertools.islice(texts, _TEXTS_PER_CALL)):
+            encodings = self._backend.encode_batch_fast(part, add_special_tokens=False)
+            encoded.extend(np.array(encoding.ids, np.int32) for encoding in encodings)
+        return encoded
+
+    def encode_template(self, template: str, **slots: str | int) -> np.ndarray:
+        """Token ids of a template whose special tokens count, with user text in its slots.
+
+        Text between two special tokens is encoded in one piece, as if special tokens had been
+        parsed in the finished text, but those in a slot's value are ordinary characters.
+
+        Args:
+            template: text with special tokens, and `{name}` for each slot if there are any.
+            **slots: values by name.
+        """
+        pieces = [np.zeros(0, np.int32)]
+        for run in self._special_pattern.split(template):
+            if run in self._specials:
+                pieces.append(np.array([self._specials[run]], np.int32))
+            elif run:
+                pieces.append(self.encode(run.format(**slots) if slots else run))
+        return np.concatenate(pieces)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of token ids; special tokens are shown."""
+        return self._backend.decode([int(index) for index in ids], skip_special_tokens=False)
+
+    def token_id(self, special: str) -> int:
+        """Id of a special token.
+
+        Raises:
+            ConfigError: if the tokenizer does not have it.
+        """
+        if special not in self._specials:
+            raise ConfigError(f"the tokenizer has no special token {special!r}.")
+        return self._specials[special]
+
+    def break_ranks(self) -> np.ndarray:
+        """How good it is to cut a text after each token, int8 [V]: 0, or one of the `_END`s."""
+        texts = self._backend.decode_batch(
+            [[index] for index in range(self.vocab_size)], skip_special_tokens=True
+        )
+        ranks = np.zeros(self.vocab_size, np.int8)
+        for index, text in enumerate(texts):
+            if "\n" in text:
+                ranks[index] = PARAGRAPH_END
+            elif text.endswith((".", "!", "?", "。")):
+                ranks[index] = SENTENCE_END
+        return ranks
