@@ -1,0 +1,1 @@
+"""Device meshes, and which parameter or batch axis lies on which mesh axis."""

@@ -1,0 +1,64 @@
+"""The device mesh and its four axes.
+
+data    memory groups; parameters are replicated
+fsdp    memory groups; parameters are cut along the embedding dimension
+tensor  attention heads, MLP hidden dimension, vocabulary
+memory  memory rows: a longer training memory is more devices on this axis
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from msa_jax.config import ConfigError
+
+AXES = ("data", "fsdp", "tensor", "memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices on each mesh axis; `data=-1` takes all that the other axes leave."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    memory: int = 1
+
+    def __post_init__(self):
+        for axis in AXES:
+            size = getattr(self, axis)
+            if not isinstance(size, int) or (size < 1 and (axis, size) != ("data", -1)):
+                raise ConfigError(
+                    f"mesh.{axis} must be a positive whole number, not {size!r}; only mesh.data "
+                    "may be -1, for all remaining devices."
+                )
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh over the first devices that it needs.
+
+    Args:
+        config: axis sizes.
+        devices: devices to use; all of them by default.
+
+    Raises:
+        ConfigError: when the product of the sizes does not divide the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    other = config.fsdp * config.tensor * config.memory
+    data = max(len(devices) // other, 1) if config.data == -1 else config.data
+    sizes = (data, config.fsdp, config.tensor, config.memory)
+    needed = math.prod(sizes)
+    if len(devices) % needed:
+        shape = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ConfigError(
+            f"mesh {shape} has {needed} places, which does not divide the {len(devices)} devices; "
+            f"choose sizes whose product divides {len(devices)}."
+        )
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices[:needed])

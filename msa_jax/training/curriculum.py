@@ -1,0 +1,103 @@
+"""Training stages: what is learnt, from how much memory, with which losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from msa_jax.config import ConfigError, from_mapping
+
+_CHOICES = {
+    "aux_loss": ("decoupled", "plain"),
+    "trainable": ("all", "routers"),
+    "schedule": ("cosine", "constant"),
+}
+_POSITIVE = ("steps", "memory_tokens", "groups", "queries_per_group", "active_tokens")
+_NON_NEGATIVE = (
+    *("learning_rate", "router_learning_rate", "warmup_steps"),
+    *("lm_weight", "aux_weight", "answer_weight"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of the curriculum. The optimiser starts anew in every stage.
+
+    Attributes:
+        memory_tokens: tokens of one group's memory.
+        groups: memories per step, over all devices.
+        queries_per_group: questions that share a memory; the positives of one are negatives of
+            the others.
+        active_tokens: tokens of a question with its response.
+        router_learning_rate: learning rate of the router projections; None for `learning_rate`.
+        warmup_steps: steps in which the learning rate rises linearly.
+        schedule: "cosine" falls to zero at the last step, "constant" stays.
+        lm_weight: weight of the next-token loss. A loss of weight 0 is not computed.
+        aux_weight: weight of the router loss.
+        answer_weight: weight of the next-token loss over answer tokens only.
+        aux_loss: "decoupled" or "plain" InfoNCE.
+        temperature: of the router loss.
+        trainable: "all", or "routers" for the router projections alone.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    memory_tokens: int
+    groups: int
+    queries_per_group: int
+    active_tokens: int
+    router_learning_rate: float | None = None
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    lm_weight: float = 1.0
+    aux_weight: float = 0.1
+    answer_weight: float = 0.0
+    aux_loss: str = "decoupled"
+    temperature: float = 0.1
+    trainable: str = "all"
+
+    def __post_init__(self):
+        def refuse(field: str, rule: str):
+            value = getattr(self, field)
+            raise ConfigError(f"stages.{self.name}.{field} must be {rule}, not {value!r}.")
+
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                refuse(field, f"one of {', '.join(choices)}")
+        for field in _POSITIVE:
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                refuse(field, "a positive whole number")
+        for field in _NON_NEGATIVE:
+            if (getattr(self, field) or 0) < 0:
+                refuse(field, "zero or more")
+        if self.temperature <= 0:
+            refuse("temperature", "above zero")
+        if self.warmup_steps > self.steps:
+            refuse("warmup_steps", f"at most steps ({self.steps})")
+        if self.trainable == "routers" and not self.aux_weight:
+            refuse("aux_weight", "above zero when only routers train: no other loss reaches them")
+        if not (self.lm_weight or self.aux_weight or self.answer_weight):
+            refuse("lm_weight", "above zero when the other two losses have no weight")
+
+
+def stages_from_config(config: Mapping[str, Any]) -> tuple[StageConfig, ...]:
+    """The stages that `config.curriculum` names, in its order, from `config.stages.<name>`.
+
+    Raises:
+        ConfigError: for an empty curriculum or a stage that is named and not described.
+    """
+    curriculum, described = tuple(config["curriculum"]), config["stages"]
+    if not curriculum:
+        raise ConfigError("config.curriculum names no stage; name one of config.stages.")
+    for name in curriculum:
+        if name not in described:
+            raise ConfigError(
+                f"config.curriculum names {name!r}, which is not one of config.stages: "
+                f"{', '.join(described)}."
+            )
+    return tuple(
+        from_mapping(StageConfig, {"name": name, **described[name]}, f"config.stages.{name}")
+        for name in curriculum
+    )

@@ -1,0 +1,68 @@
+"""The training loss: next token, router, and answer terms (paper, §4)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from msa_jax.core.losses import chunked_lm_loss, info_nce
+from msa_jax.core.routing import recall_at
+from msa_jax.core.segments import PADDING, TrainingBatch
+from msa_jax.modules.transformer import Transformer
+from msa_jax.training.curriculum import StageConfig
+from msa_jax.typing import Array, Bool, Float, PyTree
+
+
+def training_loss(
+    model: Transformer, params: PyTree, batch: TrainingBatch, stage: StageConfig
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Loss of a batch and what is worth knowing about it.
+
+    Every mean is over the tokens or queries of the whole batch, so the value does not depend on
+    how the batch is spread over devices.
+
+    Returns:
+        The weighted loss, and float32 scalars: `loss`, `lm_loss`, `aux_loss` and `answer_loss`
+        (those with a weight), `recall@1` and `recall@k` per router layer and averaged, `tokens`.
+    """
+    variables = {"params": params}
+    output = model.apply(variables, batch.memory, batch.active, batch.positives.shape[-1])
+    metrics = router_metrics(output.doc_scores, batch.positives, model.config, stage)
+    loss = stage.aux_weight * metrics["aux_loss"]
+    masks = {
+        "lm_loss": (stage.lm_weight, batch.target_mask),
+        "answer_loss": (stage.answer_weight, batch.answer_mask),
+    }
+    for name, (weight, mask) in masks.items():
+        if weight:
+            unembedding = model.apply(variables, method="unembedding")
+            total, count = chunked_lm_loss(output.hidden, unembedding, batch.targets, mask)
+            metrics[name] = total / jnp.maximum(count, 1)
+            loss += weight * metrics[name]
+    tokens = [(block.doc_ids != PADDING).sum() for block in (batch.memory, batch.active)]
+    metrics |= {"loss": loss, "tokens": sum(tokens)}
+    return loss, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def router_metrics(
+    doc_scores: Float[Array, "L G B M"],
+    positives: Bool[Array, "G B M"],
+    config,
+    stage: StageConfig,
+) -> dict[str, Float[Array, ""]]:
+    """Router loss and recall, over router layers and the queries that have positives."""
+    positives = jnp.broadcast_to(positives, doc_scores.shape)
+    loss, counts = info_nce(
+        doc_scores, positives, stage.temperature, decoupled=stage.aux_loss == "decoupled"
+    )
+
+    def layer_means(values: Float[Array, "L G B"]) -> Float[Array, " L"]:
+        queries = jnp.maximum(counts.sum(axis=(1, 2)), 1)
+        return jnp.where(counts, values, 0.0).sum(axis=(1, 2)) / queries
+
+    metrics = {"aux_loss": layer_means(loss).mean()}
+    for top_n in sorted({1, config.memory.top_k_docs}):
+        recalls = layer_means(recall_at(doc_scores, positives, top_n))
+        metrics[f"recall@{top_n}"] = recalls.mean()
+        for layer, recall in zip(config.router_layers, recalls, strict=True):
+            metrics[f"recall@{top_n}/layer_{layer}"] = recall
+    return metrics

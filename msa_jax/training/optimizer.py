@@ -1,0 +1,116 @@
+"""AdamW over the trainable parameters, with a learning rate of its own for routers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from msa_jax.config import ConfigError
+from msa_jax.training.curriculum import StageConfig
+from msa_jax.typing import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW.
+
+    Attributes:
+        weight_decay: on matrices (kernels and the embedding), never on norms and biases.
+        clip_norm: largest global norm of the gradient.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ConfigError(f"optimizer.b1 and b2 ({self.b1}, {self.b2}) must be in [0, 1).")
+        if min(self.eps, self.clip_norm) <= 0 or self.weight_decay < 0:
+            raise ConfigError(
+                "optimizer.eps and optimizer.clip_norm must be above zero, and "
+                "optimizer.weight_decay zero or more."
+            )
+
+
+def learning_rate(stage: StageConfig, peak: float) -> Callable[[Array], Array]:
+    """The learning rate at each step of a stage: linear warm-up, then cosine or constant."""
+
+    def schedule(step: Array) -> Array:
+        warmup = jnp.minimum((step + 1) / max(stage.warmup_steps, 1), 1.0)
+        if stage.schedule == "constant":
+            return peak * warmup
+        decay_steps = max(stage.steps - stage.warmup_steps, 1)
+        progress = jnp.clip((step - stage.warmup_steps) / decay_steps, 0.0, 1.0)
+        return peak * warmup * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, stage: StageConfig) -> optax.GradientTransformation:
+    """AdamW for the trainable parameters of a stage (see `split_trainable`)."""
+    router_peak = stage.router_learning_rate
+    if router_peak is None:
+        router_peak = stage.learning_rate
+    peaks = {"router": router_peak, "backbone": stage.learning_rate}
+    rates = {
+        label: optax.scale_by_learning_rate(learning_rate(stage, peak))
+        for label, peak in peaks.items()
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=_map_paths(_is_matrix)),
+        optax.multi_transform(rates, _map_paths(_label)),
+    )
+
+
+def split_trainable(params: PyTree, trainable: str) -> tuple[PyTree, PyTree]:
+    """Parameters that train in a stage, and those that do not.
+
+    The step differentiates and optimises the first alone: frozen parameters have no gradient,
+    no update and no optimiser memory.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    chosen = {path for path in flat if trainable == "all" or _is_router(path)}
+    return tuple(
+        traverse_util.unflatten_dict(
+            {path: leaf for path, leaf in flat.items() if (path in chosen) is wanted}, sep="/"
+        )
+        for wanted in (True, False)
+    )
+
+
+def join_params(trained: PyTree, frozen: PyTree) -> PyTree:
+    """The inverse of `split_trainable`."""
+    flat = traverse_util.flatten_dict(trained, sep="/")
+    flat |= traverse_util.flatten_dict(frozen, sep="/")
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _is_router(path: str) -> bool:
+    return "/router/" in path
+
+
+def _is_matrix(path: str) -> bool:
+    return path.endswith(("/kernel", "/embedding"))
+
+
+def _label(path: str) -> str:
+    return "router" if _is_router(path) else "backbone"
+
+
+def _map_paths(of_path: Callable[[str], object]) -> Callable[[PyTree], PyTree]:
+    def of_tree(tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: of_path(jax.tree_util.keystr(path, simple=True, separator="/")), tree
+        )
+
+    return of_tree

@@ -1,0 +1,106 @@
+"""One training step, compiled for a stage and a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from msa_jax.core.segments import PADDING, TokenBlock, TrainingBatch
+from msa_jax.modules.transformer import Transformer
+from msa_jax.sharding.rules import batch_shardings, replicated, state_shardings
+from msa_jax.training.curriculum import StageConfig
+from msa_jax.training.objective import training_loss
+from msa_jax.training.optimizer import (
+    OptimizerConfig,
+    join_params,
+    learning_rate,
+    make_optimizer,
+    split_trainable,
+)
+from msa_jax.typing import Array, Float, Int, PyTree
+
+_RECALL_DECAY = 0.98
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "optimizer", "step", "recall"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes; its buffers are donated to the next step.
+
+    Attributes:
+        params: float32 parameters.
+        optimizer: state of the optimiser for the trainable parameters.
+        step: steps done in this stage.
+        recall: running average of recall@1 in this stage; ranks its checkpoints.
+    """
+
+    params: PyTree
+    optimizer: PyTree
+    step: Int[Array, ""]
+    recall: Float[Array, ""]
+
+
+class StageProgram:
+    """One stage compiled for a mesh: its initial state and its step."""
+
+    def __init__(
+        self, model: Transformer, stage: StageConfig, optimizer: OptimizerConfig, mesh: Mesh
+    ):
+        self.stage = stage
+        self._model = model
+        self._optimizer = make_optimizer(optimizer, stage)
+        params = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+        abstract = jax.eval_shape(self._start, params)
+        self._shardings = state_shardings(abstract, mesh)
+        self.abstract_state: TrainState = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            abstract,
+            self._shardings,
+        )
+        self.step = jax.jit(
+            self._step,
+            donate_argnums=0,
+            in_shardings=(self._shardings, batch_shardings(mesh)),
+            out_shardings=(self._shardings, replicated(mesh)),
+        )
+
+    def start(self, params: PyTree) -> TrainState:
+        """The state before the first step, which takes over `params`."""
+        params = jax.device_put(params, self._shardings.params)
+        return jax.jit(self._start, donate_argnums=0, out_shardings=self._shardings)(params)
+
+    def _start(self, params: PyTree) -> TrainState:
+        trained, _ = split_trainable(params, self.stage.trainable)
+        optimizer = self._optimizer.init(trained)
+        return TrainState(params, optimizer, jnp.zeros((), jnp.int32), jnp.zeros(()))
+
+    def _step(self, state: TrainState, batch: TrainingBatch) -> tuple[TrainState, dict[str, Array]]:
+        trained, frozen = split_trainable(state.params, self.stage.trainable)
+
+        def loss(trained):
+            return training_loss(self._model, join_params(trained, frozen), batch, self.stage)
+
+        (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+        updates, optimizer = self._optimizer.update(gradients, state.optimizer, trained)
+        params = join_params(optax.apply_updates(trained, updates), frozen)
+        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["learning_rate"] = learning_rate(self.stage, self.stage.learning_rate)(state.step)
+        recall = _RECALL_DECAY * state.recall + (1 - _RECALL_DECAY) * metrics["recall@1"]
+        return TrainState(params, optimizer, state.step + 1, recall), metrics
+
+
+def init_params(model: Transformer, key: Array) -> PyTree:
+    """Random parameters."""
+    pooling_size = model.config.memory.pooling_kernel_size
+    row = jnp.full((1, 1, pooling_size), PADDING)
+    block = TokenBlock(tokens=jnp.zeros_like(row), doc_ids=row, segment_pos=jnp.zeros_like(row))
+    return model.init(key, block, block, 1)["params"]

@@ -1,0 +1,288 @@
+"""The training loop: stages in sequence on any mesh, resumable at every step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from msa_jax.checkpoint import huggingface
+from msa_jax.checkpoint.checkpointer import CheckpointConfig, Checkpointer, Position
+from msa_jax.config import ConfigError, ModelConfig, from_mapping, nested
+from msa_jax.data.pipeline import BatchShape, DataConfig, TextDataset, training_iterator
+from msa_jax.modules.transformer import Transformer
+from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from msa_jax.sharding.rules import group_share, put_batch, state_shardings
+from msa_jax.training.curriculum import StageConfig, stages_from_config
+from msa_jax.training.metrics import MetricsWriter
+from msa_jax.training.optimizer import OptimizerConfig
+from msa_jax.training.step import StageProgram, TrainState, init_params
+from msa_jax.typing import Array, PyTree
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    Attributes:
+        workdir: where checkpoints and metrics go; a run started again continues from there.
+        stages: trained in this order.
+        log_every: steps between lines of metrics.
+        init_from: a Hugging Face directory to start from; None for random parameters.
+    """
+
+    workdir: str
+    stages: tuple[StageConfig, ...]
+    model: ModelConfig = dataclasses.field(metadata={"config": ModelConfig})
+    data: DataConfig = dataclasses.field(metadata={"config": DataConfig})
+    seed: int = 0
+    mesh: MeshConfig = nested(MeshConfig)
+    optimizer: OptimizerConfig = nested(OptimizerConfig)
+    checkpoint: CheckpointConfig = nested(CheckpointConfig)
+    log_every: int = 10
+    init_from: str | None = None
+
+    def __post_init__(self):
+        if self.log_every < 1:
+            raise ConfigError(f"log_every must be at least 1, not {self.log_every!r}.")
+
+
+def train_config(config: Mapping[str, Any]) -> TrainConfig:
+    """Builds a run from a plain mapping with `curriculum` and `stages.<name>` sections."""
+    values = {name: config[name] for name in config if name not in ("curriculum", "stages")}
+    return from_mapping(TrainConfig, {**values, "stages": stages_from_config(config)})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        params: final parameters, on the mesh.
+        metrics: those of the last logged step; empty when there was nothing left to do.
+        step: steps done in all.
+        interrupted: whether SIGTERM ended the run before its last step.
+    """
+
+    params: PyTree
+    metrics: dict[str, float]
+    step: int
+    interrupted: bool
+
+
+def initial_params(config: TrainConfig, model: Transformer, mesh: Mesh) -> PyTree:
+    """The parameters that a run starts from, random or from `config.init_from`, on the mesh."""
+    key = jax.random.key(config.seed)
+    init = partial(init_params, model)
+    shardings = state_shardings(jax.eval_shape(init, key), mesh)
+    if config.init_from is not None:
+        loaded = huggingface.load_params(config.init_from, config.model, key)
+        return jax.device_put(loaded, shardings)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResult:
+    """Trains all stages, or what an earlier run in the same workdir has left of them.
+
+    SIGTERM ends the run after the step in progress, with a checkpoint.
+
+    Args:
+        config: the run.
+        dataset: what to train on; `config.data` says by default.
+
+    Raises:
+        ConfigError: for a mesh that does not fit the devices, the model or the batch, and for a
+            workdir with checkpoints of another model.
+    """
+    mesh = make_mesh(config.mesh)
+    for stage in config.stages:
+        group_share(mesh, stage.groups)
+    with contextlib.ExitStack() as stack:
+        stopped = stack.enter_context(_stop_signal())
+        directory = Path(config.workdir) / CHECKPOINTS
+        checkpointer = stack.enter_context(Checkpointer(directory, config.checkpoint, config.model))
+        if dataset is None:
+            dataset = TextDataset.load(config.data, config.model.memory)
+        resumed = checkpointer.latest()
+        writer = None
+        if jax.process_index() == 0:
+            restored_step = resumed.step if resumed else 0
+            writer = stack.enter_context(MetricsWriter(config.workdir, restored_step))
+        run = _Run(config, mesh, dataset, checkpointer, writer, stopped)
+        result = run.train(resumed)
+    if result.interrupted:
+        print(
+            f"SIGTERM: saved step {result.step} in {directory}; the same command goes on from it.",
+            file=sys.stderr,
+        )
+    return result
+
+
+class _Run:
+    """The state of a run between steps: where it stands, and what the last log line said."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: Mesh,
+        dataset: TextDataset,
+        checkpointer: Checkpointer,
+        writer: MetricsWriter | None,
+        stopped: Callable[[int], bool],
+    ):
+        self._config, self._mesh, self._dataset = config, mesh, dataset
+        self._checkpointer, self._writer, self._stopped = checkpointer, writer, stopped
+        self._model = Transformer(config.model)
+        self._step = 0
+        self._metrics: dict[str, float] = {}
+
+    def train(self, resumed: Position | None) -> TrainResult:
+        stages = self._config.stages
+        first = resumed.stage if resumed else 0
+        if first >= len(stages):
+            raise ConfigError(
+                f"the checkpoint in {self._config.workdir} is in stage {first + 1} of a curriculum "
+                f"that now has {len(stages)}; restore the curriculum or use another workdir."
+            )
+        params = None if resumed else initial_params(self._config, self._model, self._mesh)
+        for index in range(first, len(stages)):
+            program = StageProgram(self._model, stages[index], self._config.optimizer, self._mesh)
+            iterator = self._iterator(index)
+            if resumed:
+                state = self._restore(resumed, program, iterator)
+                stage_step, resumed = resumed.stage_step, None
+            else:
+                state, stage_step = program.start(params), 0
+            state, interrupted = self._train_stage(program, index, state, stage_step, iterator)
+            params = state.params
+            if interrupted:
+                break
+        return TrainResult(params, self._metrics, self._step, interrupted)
+
+    def _iterator(self, index: int) -> Any:
+        stage = self._config.stages[index]
+        shape = BatchShape(
+            stage.groups, stage.queries_per_group, stage.memory_tokens, stage.active_tokens
+        )
+        # Another seed per stage, so that a stage does not begin with its predecessor's examples.
+        seed = self._config.seed + index
+        return training_iterator(self._dataset, shape, seed, *group_share(self._mesh, stage.groups))
+
+    def _restore(self, position: Position, program: StageProgram, iterator: Any) -> TrainState:
+        self._step = position.step
+        iterator.set_state(position.data)
+        return self._checkpointer.restore(position.step, program.abstract_state)
+
+    def _train_stage(
+        self, program: StageProgram, index: int, state: TrainState, done: int, iterator: Any
+    ) -> tuple[TrainState, bool]:
+        """Trains the steps of a stage after the first `done`; also returns: interrupted?"""
+        stage, config = program.stage, self._config
+        last_of_all = index == len(config.stages) - 1
+        with _Progress(self._writer, stage, done, config.log_every) as progress:
+            for stage_step in range(done + 1, stage.steps + 1):
+                batch = put_batch(next(iterator), self._mesh, stage.groups)
+                state, metrics = program.step(state, batch)
+                self._step += 1
+                progress.push(self._step, stage_step, metrics)
+                finished, stop = stage_step == stage.steps, self._stopped(self._step)
+                if finished or stop or self._step % config.checkpoint.every == 0:
+                    # The lines up to a checkpoint must be on disk before it is.
+                    progress.settle()
+                    position = Position(self._step, index, stage_step, iterator.get_state())
+                    self._checkpointer.save(position, state, float(state.recall))
+                if stop and not (finished and last_of_all):
+                    break
+            else:
+                stop = False
+            self._metrics = progress.metrics or self._metrics
+        return state, stop
+
+
+class _Progress:
+    """Reports a step while the next one runs, so that the device never waits for a report."""
+
+    def __init__(self, writer: MetricsWriter | None, stage: StageConfig, done: int, log_every: int):
+        self._writer, self._stage, self._log_every = writer, stage, log_every
+        self._pending: tuple[int, int, dict[str, Array]] | None = None
+        self._since, self._steps = time.perf_counter(), 0
+        # In a log file, a line now and then; on a terminal, a living bar.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=stage.steps,
+            initial=done,
+            desc=stage.name,
+            mininterval=interval,
+            disable=writer is None,
+        )
+        self.metrics: dict[str, float] = {}
+
+    def push(self, step: int, stage_step: int, metrics: dict[str, Array]) -> None:
+        """Takes the metrics of a step just dispatched and waits for the step before it."""
+        self.settle()
+        self._pending = (step, stage_step, metrics)
+
+    def settle(self) -> None:
+        """Waits for the last step that was pushed, and reports it."""
+        if self._pending is None:
+            return
+        (step, stage_step, metrics), self._pending = self._pending, None
+        jax.block_until_ready(metrics)
+        self._steps += 1
+        self._bar.update()
+        if step % self._log_every == 0 or stage_step in (1, self._stage.steps):
+            self._report(step, {name: float(x) for name, x in jax.device_get(metrics).items()})
+
+    def _report(self, step: int, metrics: dict[str, float]) -> None:
+        now = time.perf_counter()
+        seconds = (now - self._since) / self._steps
+        self._since, self._steps = now, 0
+        speed = {"seconds_per_step": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+        self.metrics = {**metrics, **speed}
+        if self._writer is not None:
+            self._writer.write(self._stage.name, step, self.metrics)
+        self._bar.set_postfix(
+            {
+                name: f"{self.metrics[name]:.3g}"
+                for name in ("loss", "recall@1", "tokens_per_second")
+            }
+        )
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM into a function that says whether to stop after a given step."""
+    if jax.process_count() > 1:
+        # Every process must stop after the same step; JAX's coordinator agrees on one.
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread alone, so nothing can be caught here.
+        yield lambda step: False
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        yield lambda step: received.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
