@@ -1,0 +1,1 @@
+"""Parameters on disk: training checkpoints and other libraries' formats."""
