@@ -31,8 +31,8 @@ PACKAGES = (
 )
 
 _SKIPPED_FOLDERS = frozenset(
-    "test tests testing idlelib lib2to3 turtledemo encodings ensurepip pydoc_data "
-    "site-packages dist-packages __pycache__ _vendor".split()
+    ["test", "tests", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "_vendor"]
+    + ["site-packages", "dist-packages"]
 )
 _SAME_START = 200  # texts that agree so far, in letters and digits, are one text
 _SIGNATURE = re.compile(r"[\w.]+\s*\(.*\)(\s*->.*)?(\n--)?$", re.DOTALL)
