@@ -23,8 +23,8 @@ import numpy as np
 from msa_jax.checkpoint import huggingface
 from msa_jax.config import ModelConfig
 from msa_jax.core import losses
-from msa_jax.core.segments import PADDING, RESPONSE, TEMPLATE, TokenBlock
-from msa_jax.modules.state import LayerCache, MemoryIndex
+from msa_jax.core.segments import PADDING, TEMPLATE, TokenBlock
+from msa_jax.modules.state import LayerCache
 from msa_jax.modules.transformer import Transformer, init_cache
 
 TOLERANCE = 1e-4
@@ -199,7 +199,7 @@ def compare_inference(config: ModelConfig, params, golden) -> Iterator[Compariso
         yield f"decode_logits[{step}]", logits[0], golden["decode_logits"][:, step]
 
 
-def compare_pooled(config, call, memory: TokenBlock, encoded, golden) -> Iterator[Comparison]:
+def compare_pooled(config: ModelConfig, encoded, golden) -> Iterator[Comparison]:
     """Pooled keys, values and routing keys, chunk by chunk."""
     chunks = np.asarray(encoded.index.chunk_doc[0]) >= 0
     yield "pooled_doc_ids", encoded.index.chunk_doc[0][chunks] + 1, golden["pooled_doc_ids"]
