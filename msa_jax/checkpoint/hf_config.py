@@ -62,7 +62,7 @@ def read_model_config(directory: str | Path, **overrides: Any) -> ModelConfig:
         ConfigError: for another kind of model, or a setting that this package lacks.
     """
     path = Path(directory) / "config.json"
-    values = _read_json(path)
+    values = read_json(path)
     try:
         fields = _model_fields(values)
     except ConfigError as error:
@@ -227,7 +227,8 @@ def _backbone_of(config: ModelConfig) -> tuple[str, Backbone]:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; raises `ConfigError` where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

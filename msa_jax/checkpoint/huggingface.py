@@ -22,13 +22,20 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from msa_jax.checkpoint.hf_config import read_model_config, to_hf_config
+from msa_jax.checkpoint.hf_config import read_json, read_model_config, to_hf_config
 from msa_jax.checkpoint.key_map import Entry, checkpoint_entries, parameter_shapes
 from msa_jax.config import ModelConfig
 from msa_jax.modules.init import init_routers
 from msa_jax.typing import PRNGKey, PyTree
 
-__all__ = ["CheckpointError", "load_params", "read_model_config", "save_params"]
+__all__ = [
+    "CheckpointError",
+    "load_params",
+    "read_json",
+    "read_model_config",
+    "save_params",
+    "to_huggingface",
+]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -96,20 +103,8 @@ def save_params(
     Raises:
         CheckpointError: listing all parameters that do not fit `config`.
     """
-    entries = checkpoint_entries(config)
-    if backbone_only:
-        entries = _without_routers(entries)
     values = to_hf_config(config, backbone_only)
-    flat = traverse_util.flatten_dict(params, sep="/")
-    _raise_if_any(
-        "the parameters do not fit the config", _parameter_problems(flat, parameter_shapes(config))
-    )
-    host = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
-    # `save_file` writes the memory behind an array as it lies, so views must be copied.
-    tensors = {
-        name: np.ascontiguousarray(entry.layout.to_theirs(host[entry.path][entry.index]))
-        for name, entry in entries.items()
-    }
+    tensors = to_huggingface(params, config, backbone_only)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights, json_file = directory / f"{_WEIGHTS}.tmp", directory / "config.json.tmp"
@@ -118,6 +113,29 @@ def save_params(
     (directory / "config.json").unlink(missing_ok=True)
     os.replace(weights, directory / _WEIGHTS)
     os.replace(json_file, directory / "config.json")
+
+
+def to_huggingface(
+    params: PyTree, config: ModelConfig, backbone_only: bool = False
+) -> dict[str, np.ndarray]:
+    """Parameters, or their gradients, in Hugging Face names and layouts, as float32.
+
+    Raises:
+        CheckpointError: listing all parameters that do not fit `config`.
+    """
+    entries = checkpoint_entries(config)
+    if backbone_only:
+        entries = _without_routers(entries)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    _raise_if_any(
+        "the parameters do not fit the config", _parameter_problems(flat, parameter_shapes(config))
+    )
+    host = {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
+    # Contiguous because safetensors writes the memory behind an array as it lies.
+    return {
+        name: np.ascontiguousarray(entry.layout.to_theirs(host[entry.path][entry.index]))
+        for name, entry in entries.items()
+    }
 
 
 class _TensorFolder:
