@@ -113,12 +113,12 @@ def _fit(
     tokens = builder.tokenizer.encode(asked)
     kept = len(tokens)
     while (too_many := excess(asked)) > 0:
-        if kept == 0:
+        if kept <= 1:
             raise ConfigError(
-                f"question {question.id!r} needs {active_tokens + too_many} tokens without its "
-                f"text, but active_tokens is {active_tokens}; raise active_tokens."
+                f"question {question.id!r} needs {active_tokens + too_many} tokens with its text "
+                f"cut to one token, but active_tokens is {active_tokens}; raise active_tokens."
             )
-        kept = max(0, kept - too_many)
+        kept = max(1, kept - too_many)
         ends = tokens[: (kept + 1) // 2], tokens[len(tokens) - kept // 2 :]
         asked = "".join(map(builder.tokenizer.decode, ends))
     return conversation(asked, original_tokens=-too_many)

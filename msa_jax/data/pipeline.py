@@ -176,9 +176,10 @@ def training_iterator(
     def build_step(question_indexes: np.ndarray, rng: np.random.Generator) -> TrainingBatch:
         # One seed per group, so that a process can skip the groups of the others.
         seeds = rng.integers(0, 2**63, size=shape.groups)
+        by_group = question_indexes.reshape(shape.groups, shape.queries_per_group)
         groups = [
             assembler.assemble(indexes, np.random.default_rng(group_seed))
-            for indexes, group_seed in zip(question_indexes[mine], seeds[mine], strict=True)
+            for indexes, group_seed in zip(by_group[mine], seeds[mine], strict=True)
         ]
         return _stack(groups)
 
@@ -187,8 +188,7 @@ def training_iterator(
         .seed(seed)
         .shuffle()
         .repeat()
-        .batch(shape.queries_per_group)
-        .batch(shape.groups)
+        .batch(shape.groups * shape.queries_per_group, drop_remainder=True)
         .random_map(build_step)
     )
     return iter(steps.to_iter_dataset(_READING))

@@ -79,8 +79,9 @@ def read_questions(path: str | os.PathLike) -> list[Question]:
         path: a JSON Lines file in UTF-8, plain or compressed (`.gz`, `.xz`).
 
     Raises:
-        RecordError: for a line that is not such a record, an id that occurs twice, a document
-            that is both positive and negative, or hops that are not the positives.
+        RecordError: for a line that is not such a record, an empty question, an id that occurs
+            twice, a document that is both positive and negative, or hops that are not the
+            positives.
     """
     return _read(path, _parse_question)
 
@@ -131,6 +132,8 @@ def _read(path: str | os.PathLike, parse: Callable[[dict, str], T]) -> list[T]:
 
 
 def _rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
+    if not os.path.isfile(path):
+        raise RecordError(f"{os.fspath(path)}: there is no such file.")
     # Bytes split at b"\n" only: str.splitlines would also split at U+2028 inside a text.
     with _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -172,6 +175,8 @@ def _parse_question(row: dict, where: str) -> Question:
         hops=tuple(_strings(hop, "hops", where) for hop in hops),
         where=where,
     )
+    if not question.question.strip():
+        raise RecordError(f"{where}: question is empty.")
     both = set(question.positive_ids) & set(question.negative_ids)
     if both:
         raise RecordError(f"{where}: negative_ids names {min(both)!r}, which is also a positive.")

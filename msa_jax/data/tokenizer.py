@@ -34,13 +34,14 @@ class Tokenizer:
         values = json.loads(specification)
         for token in values.get("added_tokens", []):
             # Only tokens marked special can be left unparsed, and user text must form none.
-            token["special"] = True
+            # Runs of spaces, which some tokenizers add, are no risk and belong in user text.
+            token["special"] = bool(token["content"].strip())
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(values))
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True
         decoder = self._backend.get_added_tokens_decoder()
-        self._specials = {token.content: index for index, token in decoder.items()}
+        self._specials = {t.content: index for index, t in decoder.items() if t.special}
         longest_first = sorted(self._specials, key=len, reverse=True)
         alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._special_pattern = re.compile(f"({alternatives})")

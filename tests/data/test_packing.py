@@ -1,0 +1,98 @@
+"""Aligned rows: nothing overlaps, crosses or is lost."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msa_jax.core.segments import PADDING
+from msa_jax.data import packing
+
+ALIGNMENT = 4
+
+lengths_lists = st.lists(st.integers(1, 24), max_size=40)
+sizes = {"num_rows": st.integers(1, 5), "chunks_per_row": st.integers(1, 6)}
+
+
+def pack(lengths, num_rows, row_tokens, seed=0):
+    """Packs documents whose tokens are all 100 + their index."""
+    lengths = np.array(lengths, int)
+    rows = packing.assign_rows(lengths, num_rows, row_tokens, ALIGNMENT)
+    order, starts = packing.shuffle_places(
+        rows, lengths, num_rows, row_tokens, ALIGNMENT, np.random.default_rng(seed)
+    )
+    pieces = [np.full(lengths[index], 100 + index, np.int32) for index in order]
+    block = packing.fill_rows(pieces, lengths[order], starts, num_rows, row_tokens, pad_id=0)
+    return rows, order, starts, block
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=lengths_lists, **sizes)
+def test_every_placed_document_is_whole_aligned_and_inside_one_row(
+    lengths, num_rows, chunks_per_row
+):
+    row_tokens = ALIGNMENT * chunks_per_row
+    rows, order, starts, block = pack(lengths, num_rows, row_tokens)
+    assert block.tokens.shape == (num_rows, row_tokens)
+    assert sorted(order) == np.flatnonzero(rows != packing.UNPLACED).tolist()
+    assert (np.diff(starts) > 0).all()
+    flat_ids, flat_tokens = block.doc_ids.ravel(), block.tokens.ravel()
+    for number, (index, start) in enumerate(zip(order, starts, strict=True), start=1):
+        (places,) = np.nonzero(flat_ids == number)
+        np.testing.assert_array_equal(places, start + np.arange(lengths[index]))
+        assert start % ALIGNMENT == 0
+        assert start // row_tokens == places[-1] // row_tokens
+        assert (flat_tokens[places] == 100 + index).all()
+        np.testing.assert_array_equal(block.segment_pos.ravel()[places], np.arange(lengths[index]))
+    unused = flat_ids == PADDING
+    assert unused.sum() == unused.size - sum(lengths[index] for index in order)
+    assert not flat_tokens[unused].any()
+    assert not block.segment_pos.ravel()[unused].any()
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=lengths_lists, **sizes)
+def test_a_document_is_left_out_only_where_no_row_has_room(lengths, num_rows, chunks_per_row):
+    row_tokens = ALIGNMENT * chunks_per_row
+    rows = packing.assign_rows(np.array(lengths, int), num_rows, row_tokens, ALIGNMENT)
+    free = np.full(num_rows, row_tokens)
+    for length, row in zip(lengths, rows, strict=True):
+        size = -(-length // ALIGNMENT) * ALIGNMENT
+        if row == packing.UNPLACED:
+            assert (free < size).all()
+        else:
+            assert row == np.flatnonzero(free >= size)[0]
+            free[row] -= size
+
+
+def test_places_are_random_and_the_first_document_can_be_anywhere():
+    lengths = [4] * 12
+    places = {int(pack(lengths, 3, 16, seed)[1].tolist().index(0)) for seed in range(200)}
+    assert places == set(range(12))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 9), max_size=60),
+    max_tokens=st.integers(1, 12),
+)
+def test_parts_join_to_the_document_and_are_short_enough(tokens, max_tokens):
+    ranks = np.array([0] * 8 + [1, 2], np.int8)
+    parts = packing.split_document(np.array(tokens, np.int32), max_tokens, ranks)
+    np.testing.assert_array_equal(np.concatenate(parts), tokens)
+    assert all(len(part) <= max_tokens for part in parts)
+    assert all(len(part) >= max_tokens // 2 for part in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first_part"),
+    [
+        ([0, 0, 0, 9, 0, 8, 0, 0, 0], 4),  # a paragraph's end before a sentence's
+        ([0, 0, 0, 8, 0, 8, 0, 0, 0], 6),  # the last of equals
+        ([0, 9, 0, 0, 0, 0, 0, 0, 0], 8),  # an end too early counts for nothing
+    ],
+)
+def test_documents_are_cut_at_the_best_place_of_a_parts_second_half(tokens, first_part):
+    ranks = np.array([0] * 8 + [1, 2], np.int8)
+    parts = packing.split_document(np.array(tokens, np.int32), 8, ranks)
+    assert len(parts[0]) == first_part
