@@ -88,6 +88,9 @@ def stages_from_config(config: Mapping[str, Any]) -> tuple[StageConfig, ...]:
     Raises:
         ConfigError: for an empty curriculum or a stage that is named and not described.
     """
+    for section in ("curriculum", "stages"):
+        if section not in config:
+            raise ConfigError(f"config lacks {section}, required to train.")
     curriculum, described = tuple(config["curriculum"]), config["stages"]
     if not curriculum:
         raise ConfigError("config.curriculum names no stage; name one of config.stages.")

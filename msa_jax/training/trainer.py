@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,52 +19,19 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from msa_jax.checkpoint import huggingface
-from msa_jax.checkpoint.checkpointer import CheckpointConfig, Checkpointer, Position
-from msa_jax.config import ConfigError, ModelConfig, from_mapping, nested
-from msa_jax.data.pipeline import BatchShape, DataConfig, TextDataset, training_iterator
+from msa_jax.checkpoint.checkpointer import Checkpointer, Position
+from msa_jax.config import ConfigError
+from msa_jax.data.pipeline import BatchShape, TextDataset, training_iterator
 from msa_jax.modules.transformer import Transformer
-from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from msa_jax.sharding.mesh import make_mesh
 from msa_jax.sharding.rules import group_share, put_batch, state_shardings
-from msa_jax.training.curriculum import StageConfig, stages_from_config
+from msa_jax.training.config import TrainConfig
+from msa_jax.training.curriculum import StageConfig
 from msa_jax.training.metrics import MetricsWriter
-from msa_jax.training.optimizer import OptimizerConfig
 from msa_jax.training.step import StageProgram, TrainState, init_params
 from msa_jax.typing import Array, PyTree
 
 CHECKPOINTS = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A whole training run.
-
-    Attributes:
-        workdir: where checkpoints and metrics go; a run started again continues from there.
-        stages: trained in this order.
-        log_every: steps between lines of metrics.
-        init_from: a Hugging Face directory to start from; None for random parameters.
-    """
-
-    workdir: str
-    stages: tuple[StageConfig, ...]
-    model: ModelConfig = dataclasses.field(metadata={"config": ModelConfig})
-    data: DataConfig = dataclasses.field(metadata={"config": DataConfig})
-    seed: int = 0
-    mesh: MeshConfig = nested(MeshConfig)
-    optimizer: OptimizerConfig = nested(OptimizerConfig)
-    checkpoint: CheckpointConfig = nested(CheckpointConfig)
-    log_every: int = 10
-    init_from: str | None = None
-
-    def __post_init__(self):
-        if self.log_every < 1:
-            raise ConfigError(f"log_every must be at least 1, not {self.log_every!r}.")
-
-
-def train_config(config: Mapping[str, Any]) -> TrainConfig:
-    """Builds a run from a plain mapping with `curriculum` and `stages.<name>` sections."""
-    values = {name: config[name] for name in config if name not in ("curriculum", "stages")}
-    return from_mapping(TrainConfig, {**values, "stages": stages_from_config(config)})
 
 
 @dataclasses.dataclass(frozen=True)

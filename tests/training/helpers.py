@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from msa_jax.checkpoint.checkpointer import CheckpointConfig
 from msa_jax.config import MemoryConfig, ModelConfig
 from msa_jax.core.segments import PADDING, QUERY, RESPONSE, TEMPLATE, TokenBlock, TrainingBatch
 from msa_jax.data.pipeline import DataConfig, TextDataset
 from msa_jax.data.records import Document, Question, write_documents, write_questions
+from msa_jax.training.config import TrainConfig
 from msa_jax.training.curriculum import StageConfig
-from msa_jax.training.trainer import TrainConfig
 
 POOLING = 4
 
@@ -89,8 +90,6 @@ def random_batch(groups: int = 4, queries: int = 2, seed: int = 0) -> TrainingBa
 
 def train_config(directory: Any, **changes: Any) -> TrainConfig:
     """A run of one small stage on a written dataset, with a checkpoint every second step."""
-    from msa_jax.checkpoint.checkpointer import CheckpointConfig
-
     documents, questions = directory / "documents.jsonl", directory / "questions.jsonl"
     if not documents.exists():
         write_documents(documents, [Document(f"d{i}", f"value {i} is x{i}") for i in range(40)])
