@@ -33,7 +33,7 @@ _MAX_BODY_PASSAGES = 3  # longer bodies are no answer to one line
 _SUMMARY_WORDS = range(5, 31)
 _MIN_LETTERS = 0.5  # of what is not white space
 # A line, or a sentence of it, with the white space before it: so cut, its tokens add up.
-_UNIT = re.compile(r"\s*\S.*?(?:[.!?](?=\s)|$)", re.MULTILINE)
+_UNIT = re.compile(r"\s*\S.*?(?:(?<=[^\s.][.!?])(?=\s)|$)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)

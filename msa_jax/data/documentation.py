@@ -36,7 +36,7 @@ _SKIPPED_FOLDERS = frozenset(
 )
 _SAME_START = 200  # texts that agree so far, in letters and digits, are one text
 _SIGNATURE = re.compile(r"[\w.]+\s*\(.*\)(\s*->.*)?(\n--)?$", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+")
+SENTENCE_END = re.compile(r"(?<=[^\s.][.!?])(?<!e\.g\.)(?<!i\.e\.)\s+")
 _SCOPES = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -92,7 +92,7 @@ def split_summary(text: str) -> tuple[str, str]:
     first, _, rest = inspect.cleandoc(text).partition("\n\n")
     if _SIGNATURE.fullmatch(first.strip()) and rest:
         first, _, rest = rest.lstrip().partition("\n\n")
-    summary, *more = _SENTENCE_END.split(first.strip(), maxsplit=1)
+    summary, *more = SENTENCE_END.split(first.strip(), maxsplit=1)
     body = "\n\n".join(part for part in (*more, rest) if part.strip())
     return " ".join(summary.split()), body.strip()
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-import re
 from collections.abc import Mapping, Sequence
 
+from msa_jax.data.documentation import SENTENCE_END
 from msa_jax.data.records import Document, Question
 
 KINDS = ("single", "multi_key", "multi_value")
@@ -26,7 +26,6 @@ _NEEDLE = "One of the special magic numbers for {key} is: {value}."
 _QUESTION = "What is the special magic number for {key} mentioned in the text?"
 _QUESTION_OF_ALL = "What are all the special magic numbers for {key} mentioned in the text?"
 _HELDOUT_SHARE = 0.1
-_BOUNDARY = re.compile(r"(?<=[.!?])\s+")
 
 _ADJECTIVE_LIST = """
     able ancient angry ample awake bare basic big bitter black bland blank blind blue blunt bold
@@ -130,7 +129,7 @@ def make_needles(
 
 def hide(needle: str, text: str, rng: random.Random) -> str:
     """Puts a sentence before, after or between the sentences of a text."""
-    places = [0, *(match.end() for match in _BOUNDARY.finditer(text)), len(text)]
+    places = [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
     place = rng.choice(places)
     before, after = text[:place], text[place:]
     if before and not before[-1].isspace():
