@@ -105,14 +105,16 @@ def _fit(
     conversation: Callable[[str, int], list[Piece]],
     active_tokens: int,
 ) -> list[Piece]:
-    def excess(asked: str) -> int:
-        pieces = conversation(asked, original_tokens=0)
+    def excess(pieces: list[Piece]) -> int:
         return sum(len(piece.tokens) for piece in pieces) - active_tokens
 
+    whole = conversation(question.question, original_tokens=active_tokens)
+    if excess(whole) <= 0:
+        return whole
     asked = question.question
     tokens = builder.tokenizer.encode(asked)
     kept = len(tokens)
-    while (too_many := excess(asked)) > 0:
+    while (too_many := excess(conversation(asked, original_tokens=0))) > 0:
         if kept <= 1:
             raise ConfigError(
                 f"question {question.id!r} needs {active_tokens + too_many} tokens with its text "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 from msa_jax.config import ConfigError, MemoryConfig
 from msa_jax.core.segments import TokenBlock, TrainingBatch
 from msa_jax.data import packing, records
-from msa_jax.data.examples import Source, build_example, choose_step
+from msa_jax.data.examples import Example, Source, build_example, choose_step
 from msa_jax.data.records import Document, Question
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
 
-# Assembling is bound by the interpreter lock: one thread prepares while the other hands over.
+# Assembling holds the interpreter lock most of the time: more threads would only contend for it.
 _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
@@ -219,29 +220,44 @@ class _GroupAssembler:
         average = np.mean(packing.aligned(self._part_tokens + 1, self._alignment))
         num_drawn = int(2 * shape.memory_tokens / average) + 1
         self._num_drawn = min(num_drawn, len(dataset.parts))
+        self._check_active_tokens()
 
     def assemble(self, question_indexes: np.ndarray, rng: np.random.Generator) -> TrainingBatch:
         """Returns one group: memory `[R, S]`, active `[B, T]`, positives `[B, M]`."""
         candidates, num_positives = self._candidates(question_indexes, rng)
         memory, parts, ids = self._fill_memory(candidates, num_positives, rng)
-        column = {part: index for index, part in enumerate(parts.tolist())}
+        ids_of = dict(zip(parts.tolist(), ids.tolist(), strict=True))
+        column = {part: index for index, part in enumerate(ids_of)}
         positives = np.zeros((len(question_indexes), self._max_documents), np.bool_)
         examples = []
         for row, index in enumerate(question_indexes):
             question, hops = self._dataset.questions[index], self._dataset.hops[index]
             step = choose_step(question, len(hops), self._dataset.data.answer_fraction, rng)
-            sources = [
-                [Source(int(ids[column[part]]), self._dataset.parts[part]) for part in hop]
-                for hop in hops
-            ]
-            examples.append(
-                build_example(
-                    self._dataset.builder, question, sources, step, self._shape.active_tokens
-                )
-            )
+            examples.append(self._example(index, step, ids_of))
             sought = hops if step is None else [hops[step]]
             positives[row, [column[part] for hop in sought for part in hop]] = True
         return TrainingBatch(memory, *_stack(examples), positives)
+
+    def _example(self, index: int, step: int | None, ids_of: Mapping[int, int]) -> Example:
+        dataset = self._dataset
+        sources = [
+            [Source(ids_of[part], dataset.parts[part]) for part in hop]
+            for hop in dataset.hops[index]
+        ]
+        return build_example(
+            dataset.builder, dataset.questions[index], sources, step, self._shape.active_tokens
+        )
+
+    def _check_active_tokens(self) -> None:
+        """Builds the neediest examples, so that no run fails halfway at one of them."""
+        questions, hops = self._dataset.questions, self._dataset.hops
+        largest_ids = defaultdict(lambda: self._dataset.data.id_space - 1)
+        most_parts = max(range(len(questions)), key=lambda index: sum(map(len, hops[index])))
+        self._example(most_parts, len(hops[most_parts]) - 1, largest_ids)
+        answered = [index for index, question in enumerate(questions) if question.answers]
+        if self._dataset.data.answer_fraction and answered:
+            longest = max(answered, key=lambda index: len(questions[index].answers[0]))
+            self._example(longest, None, largest_ids)
 
     def _candidates(
         self, question_indexes: np.ndarray, rng: np.random.Generator

@@ -249,7 +249,6 @@ def test_unusable_settings_are_named(config, change, message):
             {"memory_tokens": 128, "queries_per_group": 8},
             r"8 questions need do not fit in memory_tokens \(128\)",
         ),
-        ({}, {"active_tokens": 10}, "question 'question-.*raise active_tokens"),
         ({"max_document_tokens": 8}, {}, r"max_document_tokens \(8\) must exceed the"),
     ],
 )
@@ -257,6 +256,21 @@ def test_settings_that_cannot_work_together_are_named(config, memory_config, dat
     with pytest.raises(ConfigError, match=message):
         dataset = TextDataset.load(dataclasses.replace(config, **data), memory_config)
         next(training_iterator(dataset, dataclasses.replace(SHAPE, **shape), 0))
+
+
+@pytest.mark.parametrize("needy", ["answer", "documents"])
+def test_a_question_that_can_never_fit_is_refused_before_the_first_step(
+    tmp_path, config, memory_config, corpus, needy
+):
+    longest = {
+        "answer": Question("needy", "?", ("candle " * 200,), ("doc-0",)),
+        "documents": Question("needy", "?", (), tuple(f"doc-{index}" for index in range(40))),
+    }[needy]
+    write_questions(tmp_path / "q.jsonl", [*read_questions(corpus[1]), longest])
+    data = dataclasses.replace(config, questions=str(tmp_path / "q.jsonl"))
+    dataset = TextDataset.load(data, memory_config)
+    with pytest.raises(ConfigError, match="question 'needy' needs .*; raise active_tokens"):
+        training_iterator(dataset, SHAPE, 0)
 
 
 def test_groups_must_divide_by_processes(dataset):
