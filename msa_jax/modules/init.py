@@ -41,8 +41,9 @@ def init_routers(params: PyTree, config: ModelConfig, key: PRNGKey) -> PyTree:
         q_path = (*attention, "router", "q_proj", "kernel")
         k_path = (*attention, "router", "k_proj", "kernel")
         if how == "from_attention":
-            flat[q_path] = flat[(*attention, "q_proj", "kernel")]
-            flat[k_path] = flat[(*attention, "k_proj", "kernel")]
+            # Copies: two parameters that share a buffer could not be donated to a training step.
+            flat[q_path] = flat[(*attention, "q_proj", "kernel")].copy()
+            flat[k_path] = flat[(*attention, "k_proj", "kernel")].copy()
             continue
         q_key, k_key = jax.random.split(jax.random.fold_in(key, start))
         length, embed_dim = flat[q_path].shape[:2]

@@ -208,6 +208,8 @@ class Transformer(nn.Module):
             num_documents: M, at least the largest document number in `memory`.
             keep_hidden_states: also return the hidden states of every layer.
         """
+        if self.is_initializing():
+            self.unembedding()  # Linen creates the untied projection only when it is used.
         index = self._index(memory, num_documents)
         streams, outputs = self._layers(
             _Streams(self.embedder(memory.tokens), self.embedder(active.tokens)),
