@@ -103,6 +103,7 @@ class TextDataset:
         builder: encoder of the template.
         questions: the questions.
         parts: token ids of every part's text.
+        parents: id of the document that each part belongs to.
         hops: per question and retrieval, the parts to retrieve.
         negatives: per question, parts given as negatives.
     """
@@ -112,6 +113,7 @@ class TextDataset:
     builder: PromptBuilder
     questions: Sequence[Question]
     parts: Sequence[np.ndarray]
+    parents: Sequence[str]
     hops: Sequence[Sequence[Sequence[int]]]
     negatives: Sequence[np.ndarray]
 
@@ -140,7 +142,8 @@ class TextDataset:
             np.array([part for doc_id in question.negative_ids for part in parts_of[doc_id]], int)
             for question in questions
         ]
-        return cls(data, memory, builder, questions, parts, hops, negatives)
+        parents = [doc_id for doc_id, its_parts in parts_of.items() for _ in its_parts]
+        return cls(data, memory, builder, questions, parts, parents, hops, negatives)
 
 
 def training_iterator(

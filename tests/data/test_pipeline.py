@@ -205,7 +205,10 @@ def test_shuffled_labels_belong_to_other_questions(config, memory_config, datase
 
 def test_only_the_part_with_the_answer_is_positive(tmp_path, config, memory_config, tokenizer):
     filler = " amber stone" * 20 + "."
-    documents = [Document("long", f"one{filler} two{filler} Seven{filler} nine{filler}")]
+    documents = [
+        Document("short", "Seven."),
+        Document("long", f"one{filler} two{filler} Seven{filler} nine{filler}"),
+    ]
     questions = [
         Question("answered", "?", ("seven",), ("long",)),
         Question("unanswered", "?", ("absent",), ("long",)),
@@ -219,10 +222,11 @@ def test_only_the_part_with_the_answer_is_positive(tmp_path, config, memory_conf
         max_document_tokens=64,
     )
     dataset = TextDataset.load(data, memory_config)
-    assert len(dataset.parts) > 2
+    assert len(dataset.parts) == len(dataset.parents) > 3
+    assert dataset.parents == ["short"] + ["long"] * (len(dataset.parts) - 1)
     (((part,),), (everything,)) = dataset.hops
     assert "Seven" in tokenizer.decode(dataset.parts[part])
-    assert everything == list(range(len(dataset.parts)))
+    assert everything == list(range(1, len(dataset.parts)))
     batch = next(training_iterator(dataset, SHAPE, 0))
     assert all(len(dataset.builder.document(999, part)) <= 64 for part in dataset.parts)
     assert batch.positives.any(axis=-1).all()
