@@ -1,6 +1,15 @@
 """Settings that must be made before JAX starts."""
 
+import getpass
+import tempfile
+from pathlib import Path
+
 import jax
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the suite's time is compilation of the same small programs.
+jax.config.update(
+    "jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"msa_jax_{getpass.getuser()}"))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

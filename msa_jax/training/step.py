@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from msa_jax.core.segments import PADDING, TokenBlock, TrainingBatch
+from msa_jax.core.segments import TrainingBatch
+from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.rules import batch_shardings, replicated, state_shardings
 from msa_jax.training.curriculum import StageConfig
@@ -58,7 +59,7 @@ class StageProgram:
         self.stage = stage
         self._model = model
         self._optimizer = make_optimizer(optimizer, stage)
-        params = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+        params = jax.eval_shape(partial(init_params, model.config), jax.random.key(0))
         abstract = jax.eval_shape(self._start, params)
         self._shardings = state_shardings(abstract, mesh)
         self.abstract_state: TrainState = jax.tree.map(
@@ -92,15 +93,7 @@ class StageProgram:
         (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, trained)
         params = join_params(optax.apply_updates(trained, updates), frozen)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = learning_rate(self.stage, self.stage.learning_rate)(state.step)
         recall = _RECALL_DECAY * state.recall + (1 - _RECALL_DECAY) * metrics["recall@1"]
         return TrainState(params, optimizer, state.step + 1, recall), metrics
-
-
-def init_params(model: Transformer, key: Array) -> PyTree:
-    """Random parameters."""
-    pooling_size = model.config.memory.pooling_kernel_size
-    row = jnp.full((1, 1, pooling_size), PADDING)
-    block = TokenBlock(tokens=jnp.zeros_like(row), doc_ids=row, segment_pos=jnp.zeros_like(row))
-    return model.init(key, block, block, 1)["params"]

@@ -22,13 +22,14 @@ from msa_jax.checkpoint import huggingface
 from msa_jax.checkpoint.checkpointer import Checkpointer, Position
 from msa_jax.config import ConfigError
 from msa_jax.data.pipeline import BatchShape, TextDataset, training_iterator
+from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import make_mesh
 from msa_jax.sharding.rules import group_share, put_batch, state_shardings
 from msa_jax.training.config import TrainConfig
 from msa_jax.training.curriculum import StageConfig
 from msa_jax.training.metrics import MetricsWriter
-from msa_jax.training.step import StageProgram, TrainState, init_params
+from msa_jax.training.step import StageProgram, TrainState
 from msa_jax.typing import Array, PyTree
 
 CHECKPOINTS = "checkpoints"
@@ -51,10 +52,10 @@ class TrainResult:
     interrupted: bool
 
 
-def initial_params(config: TrainConfig, model: Transformer, mesh: Mesh) -> PyTree:
+def initial_params(config: TrainConfig, mesh: Mesh) -> PyTree:
     """The parameters that a run starts from, random or from `config.init_from`, on the mesh."""
     key = jax.random.key(config.seed)
-    init = partial(init_params, model)
+    init = partial(init_params, config.model)
     shardings = state_shardings(jax.eval_shape(init, key), mesh)
     if config.init_from is not None:
         loaded = huggingface.load_params(config.init_from, config.model, key)
@@ -125,7 +126,7 @@ class _Run:
                 f"the checkpoint in {self._config.workdir} is in stage {first + 1} of a curriculum "
                 f"that now has {len(stages)}; restore the curriculum or use another workdir."
             )
-        params = None if resumed else initial_params(self._config, self._model, self._mesh)
+        params = None if resumed else initial_params(self._config, self._mesh)
         for index in range(first, len(stages)):
             program = StageProgram(self._model, stages[index], self._config.optimizer, self._mesh)
             iterator = self._iterator(index)

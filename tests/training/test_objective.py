@@ -1,0 +1,93 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msa_jax.core.segments import PADDING
+from msa_jax.modules.init import init_params
+from msa_jax.modules.transformer import Transformer
+from msa_jax.training.objective import router_metrics, training_loss
+from tests.training.helpers import model_config, random_batch, stage_config
+
+
+def hand_example():
+    """Two router layers, one group, three queries and four documents; the last query has none."""
+    first = [[0.9, 0.5, 0.1, -1.0], [0.2, 0.8, 0.6, 0.4], [1.0, 0.0, 0.0, 0.0]]
+    second = [[0.1, 0.5, 0.9, -1.0], [0.9, 0.8, 0.1, 0.7], [0.0, 0.0, 0.0, 1.0]]
+    positives = [[1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]]
+    scores = jnp.array([first, second], jnp.float32)[:, None]
+    return scores, jnp.array([positives], bool)
+
+
+def test_recall_by_hand():
+    metrics = router_metrics(*hand_example(), model_config(), stage_config())
+    # Layer 1: document 1 is first; of documents 3 and 4, the two best hold one.
+    assert metrics["recall@1/layer_1"] == pytest.approx(1 / 2)
+    assert metrics["recall@2/layer_1"] == pytest.approx((1 + 1 / 2) / 2)
+    # Layer 2: document 1 is third; documents 3 and 4 are last and third.
+    assert metrics["recall@1/layer_2"] == 0
+    assert metrics["recall@2/layer_2"] == 0
+    assert metrics["recall@1"] == pytest.approx(1 / 4)
+    assert metrics["recall@2"] == pytest.approx(3 / 8)
+
+
+@pytest.mark.parametrize("aux_loss", ["decoupled", "plain"])
+def test_router_loss_by_hand(aux_loss):
+    scores, positives = hand_example()
+    stage = stage_config(aux_loss=aux_loss, temperature=0.5)
+    losses = []
+    for layer in np.exp(np.asarray(scores)[:, 0] / 0.5):
+        for query, wanted in zip(layer[:2], np.asarray(positives)[0, :2], strict=True):
+            rivals = query[~wanted].sum()
+            terms = [
+                -np.log(x / (x + rivals if aux_loss == "decoupled" else query.sum()))
+                for x in query[wanted]
+            ]
+            losses.append(np.mean(terms))
+    metrics = router_metrics(scores, positives, model_config(), stage)
+    assert metrics["aux_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model_and_params():
+    model = Transformer(model_config())
+    return model, init_params(model.config, jax.random.key(0))
+
+
+def test_terms_are_weighted_means_over_their_tokens(model_and_params):
+    model, params = model_and_params
+    batch = jax.tree.map(jnp.asarray, random_batch(groups=2))
+    stage = stage_config(lm_weight=0.7, aux_weight=0.2, answer_weight=0.4)
+    loss, metrics = jax.jit(lambda p, b: training_loss(model, p, b, stage))(params, batch)
+
+    @jax.jit
+    def token_losses(params):
+        variables = {"params": params}
+        output = model.apply(variables, batch.memory, batch.active, batch.positives.shape[-1])
+        log_probs = jax.nn.log_softmax(model.apply(variables, output.hidden, method="logits"))
+        return -jnp.take_along_axis(log_probs, batch.targets[..., None], axis=-1)[..., 0]
+
+    losses = token_losses(params)
+    lm_loss, answer_loss = losses[batch.target_mask].mean(), losses[batch.answer_mask].mean()
+    np.testing.assert_allclose(metrics["lm_loss"], lm_loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["answer_loss"], answer_loss, rtol=1e-5)
+    expected = 0.7 * lm_loss + 0.2 * metrics["aux_loss"] + 0.4 * answer_loss
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    present = sum((x.doc_ids != PADDING).sum() for x in (batch.memory, batch.active))
+    assert metrics["tokens"] == present
+
+
+def test_a_batch_without_positives_or_answers_has_finite_loss(model_and_params):
+    model, params = model_and_params
+    batch = random_batch(groups=2)
+    batch = dataclasses.replace(
+        batch,
+        positives=np.zeros_like(batch.positives),
+        answer_mask=np.zeros_like(batch.answer_mask),
+    )
+    stage = stage_config(answer_weight=1.0)
+    _, metrics = jax.jit(lambda p, b: training_loss(model, p, b, stage))(params, batch)
+    assert metrics["aux_loss"] == metrics["answer_loss"] == metrics["recall@1"] == 0
+    assert all(np.isfinite(value) for value in metrics.values())
