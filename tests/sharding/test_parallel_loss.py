@@ -6,12 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.sharding.rules import batch_shardings, put_batch, replicated, state_shardings
 from msa_jax.training.objective import training_loss
-from tests.training.helpers import model_config, random_batch, stage_config
+from tests.training.helpers import model_config, random_batch, random_params, stage_config
 
 GROUPS = 8
 MESHES = [
@@ -25,10 +24,10 @@ MESHES = [
 
 @cache
 def loss_and_gradients(mesh_config):
-    model = Transformer(model_config())
+    model = Transformer(model_config(tie_embeddings=False))
     stage = stage_config(groups=GROUPS, answer_weight=0.3)
     mesh = make_mesh(mesh_config)
-    params = init_params(model.config, jax.random.key(0))
+    params = random_params(model.config)
     shardings = state_shardings(params, mesh)
     step = jax.jit(
         jax.value_and_grad(partial(training_loss, model, stage=stage), has_aux=True),

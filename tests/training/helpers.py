@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from msa_jax.checkpoint.checkpointer import CheckpointConfig
@@ -11,8 +12,10 @@ from msa_jax.config import MemoryConfig, ModelConfig
 from msa_jax.core.segments import PADDING, QUERY, RESPONSE, TEMPLATE, TokenBlock, TrainingBatch
 from msa_jax.data.pipeline import DataConfig, TextDataset
 from msa_jax.data.records import Document, Question, write_documents, write_questions
+from msa_jax.modules.init import init_params
 from msa_jax.training.config import TrainConfig
 from msa_jax.training.curriculum import StageConfig
+from msa_jax.typing import PRNGKey, PyTree
 
 POOLING = 4
 
@@ -49,6 +52,26 @@ def stage_config(**changes: Any) -> StageConfig:
         "aux_weight": 0.5,
     }
     return StageConfig(**(fields | changes))
+
+
+def random_params(config: ModelConfig) -> PyTree:
+    """Parameters of which none is zero, so that every gradient is alive.
+
+    New parameters are not: the projections into the residual stream start at zero.
+    """
+
+    @jax.jit
+    def draw(key: PRNGKey) -> PyTree:
+        params = init_params(config, key)
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        noisy = [
+            leaf + 0.1 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, noisy)
+
+    return draw(jax.random.key(0))
 
 
 def random_batch(groups: int = 4, queries: int = 2, seed: int = 0) -> TrainingBatch:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from msa_jax.core.segments import PADDING
-from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.training.objective import router_metrics, training_loss
-from tests.training.helpers import model_config, random_batch, stage_config
+from tests.training.helpers import model_config, random_batch, random_params, stage_config
 
 
 def hand_example():
@@ -53,7 +52,7 @@ def test_router_loss_by_hand(aux_loss):
 @pytest.fixture(scope="module")
 def model_and_params():
     model = Transformer(model_config())
-    return model, init_params(model.config, jax.random.key(0))
+    return model, random_params(model.config)
 
 
 def test_terms_are_weighted_means_over_their_tokens(model_and_params):

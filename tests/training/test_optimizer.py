@@ -5,7 +5,6 @@ import optax
 import pytest
 
 from msa_jax.config import ConfigError
-from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.training.optimizer import (
@@ -16,7 +15,7 @@ from msa_jax.training.optimizer import (
     split_trainable,
 )
 from msa_jax.training.step import StageProgram
-from tests.training.helpers import model_config, random_batch, stage_config
+from tests.training.helpers import model_config, random_batch, random_params, stage_config
 
 
 def by_path(tree):
@@ -43,13 +42,18 @@ def test_constant_warms_up_and_stays():
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(model_config(attention_bias=True), jax.random.key(0))
+    return random_params(model_config(attention_bias=True))
 
 
 def updates_of(params, config, stage):
     optimizer = make_optimizer(config, stage)
-    gradients = jax.tree.map(jnp.ones_like, params)
-    return by_path(optimizer.update(gradients, optimizer.init(params), params)[0])
+
+    @jax.jit
+    def first_update(params):
+        gradients = jax.tree.map(jnp.ones_like, params)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    return by_path(first_update(params))
 
 
 def test_routers_have_their_own_learning_rate(params):
@@ -92,8 +96,8 @@ def test_training_routers_leaves_the_rest_untouched():
     model = Transformer(model_config())
     stage = stage_config(trainable="routers", groups=4)
     program = StageProgram(model, stage, OptimizerConfig(), make_mesh(MeshConfig()))
-    before = by_path(init_params(model.config, jax.random.key(0)))
-    state = program.start(init_params(model.config, jax.random.key(0)))
+    before = by_path(random_params(model.config))
+    state = program.start(random_params(model.config))
     for seed in range(2):
         state, _ = program.step(state, random_batch(seed=seed))
     for path, value in by_path(state.params).items():
