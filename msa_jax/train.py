@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -38,10 +39,11 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
         loaded = _CONFIG.value is not None and bool(_CONFIG.value.keys())
     except AttributeError as error:
         # How ml_collections answers an override of a field that the config does not have.
-        field = str(error).strip("\"'")
-        overrides = [x for x in arguments if field in x.partition("=")[0].split(".")]
+        field, hint = re.search(r"\w+", str(error)), re.search(r"Did you mean.*\?", str(error))
+        overrides = [x for x in arguments if field[0] in x.partition("=")[0].split(".")]
         raise ConfigError(
-            f"{' '.join(overrides)} names a field that the configuration does not have: {field}."
+            f"{' '.join(overrides)} names a field that the configuration does not have"
+            f"{'; ' + hint[0] if hint else '.'}"
         ) from error
     except (flags.Error, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
