@@ -13,7 +13,7 @@ from msa_jax.checkpoint.huggingface import CheckpointError
 from msa_jax.config import ConfigError
 from msa_jax.data.records import RecordError
 from msa_jax.training.config import train_config
-from msa_jax.training.trainer import train
+from msa_jax.training.trainer import DivergenceError, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="The run: a file of configs/.")
 
@@ -27,7 +27,7 @@ def run() -> None:
     """Runs the program; what the user can mend is one line on stderr and exit code 2."""
     try:
         app.run(main, flags_parser=_parse_flags)
-    except (ConfigError, RecordError, CheckpointError) as error:
+    except (ConfigError, RecordError, CheckpointError, DivergenceError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

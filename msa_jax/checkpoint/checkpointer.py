@@ -49,7 +49,8 @@ class Position:
         step: steps done in the whole run; the name of the checkpoint.
         stage: index of the stage.
         stage_step: steps done in that stage.
-        data: state of the data iterator.
+        data: state of the data iterator; the same in every process, since all have taken as many
+            steps.
     """
 
     step: int

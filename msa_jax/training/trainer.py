@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import sys
 import threading
@@ -33,6 +34,10 @@ from msa_jax.training.step import StageProgram, TrainState
 from msa_jax.typing import Array, PyTree
 
 CHECKPOINTS = "checkpoints"
+
+
+class DivergenceError(FloatingPointError):
+    """The loss or its gradient is no longer a number; the message names the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,7 @@ def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResul
     Raises:
         ConfigError: for a mesh that does not fit the devices, the model or the batch, and for a
             workdir with checkpoints of another model.
+        DivergenceError: when there is nothing sane to save.
     """
     mesh = make_mesh(config.mesh)
     for stage in config.stages:
@@ -171,6 +177,7 @@ class _Run:
                 if finished or stop or self._step % config.checkpoint.every == 0:
                     # The lines up to a checkpoint must be on disk before it is.
                     progress.settle()
+                    self._check_finite(metrics)
                     position = Position(self._step, index, stage_step, iterator.get_state())
                     self._checkpointer.save(position, state, float(state.recall))
                 if stop and not (finished and last_of_all):
@@ -179,6 +186,16 @@ class _Run:
                 stop = False
             self._metrics = progress.metrics or self._metrics
         return state, stop
+
+    def _check_finite(self, metrics: dict[str, Array]) -> None:
+        # A checkpoint of broken parameters would in time replace the good ones.
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise DivergenceError(
+                f"training diverged: after step {self._step} the loss is {loss} and the gradient "
+                f"norm {norm}, so no checkpoint was written; lower the learning rate and start "
+                "again from the one before."
+            )
 
 
 class _Progress:

@@ -134,3 +134,11 @@ def test_a_mesh_that_does_not_divide_the_groups_is_refused_before_data_is_read(c
     config = dataclasses.replace(config, mesh=MeshConfig(data=4))
     with pytest.raises(ConfigError, match="mesh.data x mesh.fsdp = 4 does not divide"):
         trainer.train(config, dataset=None)
+
+
+def test_a_run_that_diverges_stops_and_saves_nothing(tmp_path, config, dataset):
+    broken = dataclasses.replace(STAGES[0], learning_rate=1e30, warmup_steps=0)
+    config = dataclasses.replace(config, workdir=str(tmp_path), stages=(broken,))
+    with pytest.raises(trainer.DivergenceError, match="diverged: after step 2"):
+        trainer.train(config, dataset)
+    assert complete_steps(tmp_path / trainer.CHECKPOINTS) == []
