@@ -4,7 +4,7 @@ import pytest
 from msa_jax.config import ConfigError
 from msa_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from msa_jax.sharding.rules import group_share, put_batch
-from tests.training.helpers import random_batch
+from tests.training.tiny import random_batch
 
 
 @pytest.mark.parametrize(

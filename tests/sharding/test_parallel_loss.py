@@ -10,7 +10,7 @@ from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.sharding.rules import batch_shardings, put_batch, replicated, state_shardings
 from msa_jax.training.objective import training_loss
-from tests.training.helpers import model_config, random_batch, random_params, stage_config
+from tests.training.tiny import model_config, random_batch, random_params, stage_config
 
 GROUPS = 8
 MESHES = [

@@ -12,7 +12,7 @@ from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.sharding.rules import state_shardings
 from msa_jax.training.optimizer import OptimizerConfig
 from msa_jax.training.step import StageProgram
-from tests.training.helpers import model_config, stage_config
+from tests.training.tiny import model_config, stage_config
 
 MESH = MeshConfig(data=1, fsdp=2, tensor=2, memory=2)
 

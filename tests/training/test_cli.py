@@ -17,7 +17,7 @@ from msa_jax import train as program
 from msa_jax.checkpoint.checkpointer import CheckpointConfig
 from msa_jax.training.metrics import read_metrics
 from msa_jax.training.trainer import train
-from tests.training.helpers import dataset_of, stage_config, train_config
+from tests.training.tiny import dataset_of, stage_config, train_config
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 100

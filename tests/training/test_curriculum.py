@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from msa_jax.config import ConfigError
 from msa_jax.training.config import train_config, with_defaults
 from msa_jax.training.curriculum import stages_from_config
-from tests.training.helpers import model_config, stage_config
+from tests.training.tiny import model_config, stage_config
 
 STAGE = {
     "steps": 2,

@@ -8,7 +8,7 @@ import pytest
 from msa_jax.core.segments import PADDING
 from msa_jax.modules.transformer import Transformer
 from msa_jax.training.objective import router_metrics, training_loss
-from tests.training.helpers import model_config, random_batch, random_params, stage_config
+from tests.training.tiny import model_config, random_batch, random_params, stage_config
 
 
 def hand_example():

@@ -15,7 +15,7 @@ from msa_jax.training.optimizer import (
     split_trainable,
 )
 from msa_jax.training.step import StageProgram
-from tests.training.helpers import model_config, random_batch, random_params, stage_config
+from tests.training.tiny import model_config, random_batch, random_params, stage_config
 
 
 def by_path(tree):

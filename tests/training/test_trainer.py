@@ -10,7 +10,7 @@ from msa_jax.data import pipeline
 from msa_jax.sharding.mesh import MeshConfig
 from msa_jax.training import trainer
 from msa_jax.training.metrics import read_metrics
-from tests.training.helpers import dataset_of, model_config, stage_config, train_config
+from tests.training.tiny import dataset_of, model_config, stage_config, train_config
 
 STAGES = (
     stage_config(name="warmup", steps=4, aux_weight=1.0, warmup_steps=1),
