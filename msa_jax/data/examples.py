@@ -139,27 +139,35 @@ def _cap_texts(hops: Sequence[Sequence[Source]], budget: int) -> list[list[Sourc
     return [[dataclasses.replace(s, tokens=s.tokens[:cap]) for s in hop] for hop in hops]
 
 
-def _to_example(builder: PromptBuilder, pieces: list[Piece], active_tokens: int) -> Example:
-    lengths = [len(piece.tokens) for piece in pieces]
-    total = sum(lengths)
-
-    def padded(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
-        out = np.full(active_tokens, fill, dtype)
-        out[: len(values)] = values
-        return out
-
-    def per_token(field: str) -> np.ndarray:
-        return np.repeat([getattr(piece, field) for piece in pieces], lengths)
-
+def token_block(builder: PromptBuilder, pieces: Sequence[Piece], length: int) -> TokenBlock:
+    """Pieces as one active sequence of `[length]` arrays, padded at the right."""
     tokens = np.concatenate([piece.tokens for piece in pieces])
-    pad_id = builder.tokenizer.pad_id
-    return Example(
-        active=TokenBlock(
-            tokens=padded(tokens, pad_id, np.int32),
-            doc_ids=padded(per_token("role"), PADDING, np.int32),
-            segment_pos=padded(builder.positions(total), 0, np.int32),
-        ),
-        targets=padded(tokens[1:], pad_id, np.int32),
-        target_mask=padded(per_token("generated")[1:], 0, np.bool_),
-        answer_mask=padded(per_token("answer")[1:], 0, np.bool_),
+    return TokenBlock(
+        tokens=_padded(tokens, length, builder.tokenizer.pad_id, np.int32),
+        doc_ids=_padded(_per_token(pieces, "role"), length, PADDING, np.int32),
+        segment_pos=_padded(builder.positions(len(tokens)), length, 0, np.int32),
     )
+
+
+def _to_example(builder: PromptBuilder, pieces: list[Piece], active_tokens: int) -> Example:
+    active = token_block(builder, pieces, active_tokens)
+
+    def of_next(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        return _padded(values[1:], active_tokens, fill, dtype)
+
+    return Example(
+        active=active,
+        targets=of_next(active.tokens, builder.tokenizer.pad_id, np.int32),
+        target_mask=of_next(_per_token(pieces, "generated"), 0, np.bool_),
+        answer_mask=of_next(_per_token(pieces, "answer"), 0, np.bool_),
+    )
+
+
+def _per_token(pieces: Sequence[Piece], field: str) -> np.ndarray:
+    return np.repeat([getattr(piece, field) for piece in pieces], [len(x.tokens) for x in pieces])
+
+
+def _padded(values: np.ndarray, length: int, fill: int, dtype: type) -> np.ndarray:
+    out = np.full(length, fill, dtype)
+    out[: len(values)] = values
+    return out

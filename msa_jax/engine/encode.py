@@ -1,0 +1,91 @@
+"""Stage 1: documents to pooled memory, in batches of aligned rows (paper, §3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msa_jax.config import ConfigError
+from msa_jax.core.segments import TokenBlock
+from msa_jax.data import packing
+from msa_jax.modules.state import LayerMemory, Memory, MemoryIndex
+from msa_jax.modules.transformer import Transformer
+from msa_jax.typing import PyTree
+
+
+def encode_documents(
+    model: Transformer,
+    params: PyTree,
+    documents: Sequence[np.ndarray],
+    row_tokens: int,
+    rows_per_batch: int = 64,
+    on_batch: Callable[[int], None] = lambda tokens: None,
+) -> Memory:
+    """Encodes every document alone and keeps its pooled chunks; document m is `documents[m]`.
+
+    Args:
+        model: the transformer.
+        params: its parameters.
+        documents: token ids, each at most `row_tokens` long.
+        row_tokens: S, a multiple of the pooling size.
+        rows_per_batch: rows encoded at once.
+        on_batch: called with the number of document tokens of each finished batch.
+
+    Returns:
+        A memory of one group (G = 1) without padding chunks.
+
+    Raises:
+        ConfigError: if there is no document, or one that is longer than a row.
+    """
+    pooling_size = model.config.memory.pooling_kernel_size
+    lengths = np.array([len(tokens) for tokens in documents])
+    if not len(lengths) or lengths.max() > row_tokens:
+        raise ConfigError(
+            f"documents must have 1 to row_tokens ({row_tokens}) tokens; the longest of these "
+            f"{len(lengths)} has {lengths.max(initial=0)}."
+        )
+    encode = jax.jit(partial(model.apply, method="encode"), static_argnames="num_documents")
+    # As many documents as chunks could hold, so that every batch has the same shapes.
+    max_documents = rows_per_batch * row_tokens // pooling_size
+    parts, owners, first = [], [], 0
+    while first < len(documents):
+        upcoming = slice(first, first + max_documents)
+        batch = _rows(
+            documents[upcoming], lengths[upcoming], rows_per_batch, row_tokens, pooling_size
+        )
+        memory = encode({"params": params}, batch, num_documents=max_documents)
+        owner = np.asarray(memory.index.chunk_doc[0])
+        kept = owner >= 0
+        parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:, :, kept], memory.layers))
+        owners.append(owner[kept] + first)
+        count = int(owner.max()) + 1
+        on_batch(int(lengths[first : first + count].sum()))
+        first += count
+    layers: LayerMemory = jax.tree.map(lambda *x: jnp.concatenate(x, axis=2), *parts)
+    owner = np.concatenate(owners)
+    longest = int(np.bincount(owner).max())
+    return Memory(layers, MemoryIndex(jnp.asarray(owner)[None], len(documents), longest))
+
+
+def _rows(
+    documents: Sequence[np.ndarray],
+    lengths: np.ndarray,
+    num_rows: int,
+    row_tokens: int,
+    pooling_size: int,
+) -> TokenBlock:
+    """One group of rows with as many of the documents, in order, as it has room for."""
+    rows = packing.assign_rows(lengths, num_rows, row_tokens, pooling_size)
+    count = int(np.argmax(np.append(rows, packing.UNPLACED) == packing.UNPLACED))
+    rows, lengths = rows[:count], lengths[:count]
+    sizes = packing.aligned(lengths, pooling_size)
+    starts = np.empty_like(lengths)
+    for row in range(rows.max() + 1):
+        members = rows == row
+        starts[members] = row * row_tokens + np.cumsum(sizes[members]) - sizes[members]
+    block = packing.fill_rows(documents[:count], lengths, starts, num_rows, row_tokens, pad_id=0)
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], block)
