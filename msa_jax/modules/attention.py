@@ -110,18 +110,24 @@ class MemorySparseAttention(nn.Module):
         memory_segments: Segments,
         active_x: Float[Array, "G B T D"],
         active_segments: Segments,
-        num_documents: int,
+        num_documents: int | None = None,
     ) -> tuple[Float[Array, "G R S D"], Float[Array, "G B T D"], Routing | None]:
-        """Updates documents and active tokens together; routing is by cosine (training)."""
+        """Updates documents and active tokens together; routing is by cosine (training).
+
+        `num_documents` is M (static), at least the largest document number; by default the
+        number of chunks, which is always enough.
+        """
         index = self.index(memory_segments, num_documents)
         memory_out, layer_memory = self.encode_documents(memory_x, memory_segments)
         active_out, _, chosen = self.attend(active_x, active_segments, layer_memory, index)
         return memory_out, active_out, chosen
 
-    def index(self, memory_segments: Segments, num_documents: int) -> MemoryIndex:
+    def index(self, memory_segments: Segments, num_documents: int | None = None) -> MemoryIndex:
         """The chunk table of aligned memory rows."""
         pooling_size = self.memory.pooling_kernel_size
         chunk_doc = segments.chunk_documents(memory_segments.doc_ids, pooling_size)
+        if num_documents is None:
+            num_documents = chunk_doc.shape[-1]
         row_chunks = memory_segments.doc_ids.shape[-1] // pooling_size
         return MemoryIndex(chunk_doc, num_documents, row_chunks)
 
@@ -132,13 +138,25 @@ class MemorySparseAttention(nn.Module):
         similarity: str = "cosine",
     ) -> tuple[Float[Array, "G R S D"], LayerMemory | None]:
         """Attends inside each document; pools its chunks where the layer routes."""
+        layer_memory, projected = self.pool_documents(x, memory_segments, similarity)
+        return self.attend_documents(projected, memory_segments), layer_memory
+
+    def pool_documents(
+        self, x: Float[Array, "G R S D"], memory_segments: Segments, similarity: str = "cosine"
+    ) -> tuple[LayerMemory | None, tuple[Array, Array, Array]]:
+        """The first half of `encode_documents`: pooled chunks, and queries, keys and values."""
         queries, keys, values = self._project(x, memory_segments.segment_pos)
         layer_memory = None
         if self.routed:
             layer_memory = self._pool(x, keys, values, memory_segments, similarity)
+        return layer_memory, (queries, keys, values)
+
+    def attend_documents(
+        self, projected: tuple[Array, Array, Array], memory_segments: Segments
+    ) -> Float[Array, "G R S D"]:
+        """The second half: attention inside each document."""
         mask = segments.document_mask(memory_segments.doc_ids)
-        out = attention.masked_attention(queries, keys, values, mask)
-        return self.o_proj(out), layer_memory
+        return self.o_proj(attention.masked_attention(*projected, mask))
 
     def attend(
         self,

@@ -62,6 +62,7 @@ class _Streams:
 class _LayerInput:
     memory: LayerMemory | None = None
     cache: LayerCache | None = None
+    is_last: Bool[Array, " L"] | None = None
 
 
 @pytree
@@ -118,7 +119,7 @@ class DecoderLayer(nn.Module):
         layer_memory, cache, routing = layer.memory, None, None
         memory, active = streams.memory, streams.active
         if memory is not None:
-            memory, layer_memory = self._encode(memory, shared.memory_segments)
+            memory, layer_memory = self._encode(memory, shared.memory_segments, layer.is_last)
         if active is not None:
             out, cache, routing = self.attention.attend(
                 self.input_norm(active),
@@ -138,11 +139,20 @@ class DecoderLayer(nn.Module):
         )
         return _Streams(memory, active), outputs
 
-    def _encode(self, x, memory_segments):
-        out, layer_memory = self.attention.encode_documents(
-            self.input_norm(x), memory_segments, self.similarity
+    def _encode(self, x, memory_segments, is_last):
+        normed = self.input_norm(x)
+        layer_memory, projected = self.attention.pool_documents(
+            normed, memory_segments, self.similarity
         )
-        return self._feed_forward(x + out), layer_memory
+
+        def update(layer, x):
+            out = layer.attention.attend_documents(projected, memory_segments)
+            return layer._feed_forward(x + out)
+
+        if is_last is None or self.is_initializing():
+            return update(self, x), layer_memory
+        # Nobody reads the documents after the last layer, only what it pooled.
+        return nn.cond(is_last, lambda _, x: x, update, self, x), layer_memory
 
     def _feed_forward(self, x):
         return x + self.mlp(self.post_attention_norm(x))
@@ -188,6 +198,7 @@ class Transformer(nn.Module):
             layer = _LayerInput(
                 memory=jax.tree.map(lambda x, part=part: x[part], memory) if routed else None,
                 cache=caches[name] if caches else None,
+                is_last=self._is_last(stop, length, keep),
             )
             streams, outputs[name] = run(streams, layer, shared)
             routed_before += length if routed else 0
@@ -284,6 +295,12 @@ class Transformer(nn.Module):
         """Float32 logits of normed hidden states."""
         unembedding = self.unembedding().astype(hidden.dtype)
         return jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=jnp.float32)
+
+    def _is_last(self, stop: int, length: int, keep: tuple[str, ...]) -> Bool[Array, " L"] | None:
+        """Marks the model's last layer in a run, unless its documents are to be kept."""
+        if stop < self.config.num_layers or "inputs" in keep:
+            return None
+        return jnp.arange(length) == length - 1
 
     def _index(self, memory: TokenBlock, num_documents: int) -> MemoryIndex:
         pooling_size = self.config.memory.pooling_kernel_size
