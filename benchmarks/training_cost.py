@@ -1,0 +1,173 @@
+"""What a training step costs as memory grows: seconds, and bytes of device memory.
+
+    python -m benchmarks.training_cost [--model 100m] [--memory-tokens 8192 65536]
+
+Prints one JSON line per memory size and one with the ratios of the largest to the smallest.
+Attention inside documents, pooling and routing are all linear in memory tokens, so the ratios
+should be at most that of the tokens. The queries stay the same. Tokens are random: what a step
+costs does not depend on them.
+
+`peak_bytes` is what the compiled step needs at once (arguments, results and temporaries);
+`temporary_bytes` is the part that parameters and optimiser have no share in. Where the device
+counts for itself, `device_peak_bytes` is its own maximum so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from msa_jax.config import ModelConfig
+from msa_jax.core.segments import QUERY, RESPONSE, TEMPLATE, TokenBlock, TrainingBatch
+from msa_jax.modules.init import init_params
+from msa_jax.modules.transformer import Transformer
+from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from msa_jax.sharding.rules import put_batch
+from msa_jax.training.config import train_config
+from msa_jax.training.curriculum import StageConfig
+from msa_jax.training.optimizer import OptimizerConfig
+from msa_jax.training.step import StageProgram
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DOCUMENT_TOKENS = 256
+SMALL = ModelConfig(
+    vocab_size=4096,
+    num_layers=2,
+    embed_dim=64,
+    hidden_dim=128,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    dtype="float32",
+)
+
+
+def model_of(name: str) -> ModelConfig:
+    """The model of `configs/<name>.py`, or `SMALL` for a CPU."""
+    if name == "small":
+        return SMALL
+    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+    return train_config({name: config[name] for name in config if name != "evaluation"}).model
+
+
+def random_batch(
+    model: ModelConfig, memory_tokens: int, row_tokens: int, queries: int, active_tokens: int
+) -> TrainingBatch:
+    """One group: memory rows full of documents of `DOCUMENT_TOKENS` tokens, and its queries."""
+    rng = np.random.default_rng(0)
+    memory_shape = (1, memory_tokens // row_tokens, row_tokens)
+    active_shape = (1, queries, active_tokens)
+    head_len, half = model.memory.head_len, active_tokens // 2
+    roles = np.full(active_shape, RESPONSE, np.int32)
+    roles[..., :half] = QUERY
+    roles[..., :head_len] = TEMPLATE
+    positions = np.arange(active_tokens, dtype=np.int32)
+    positions[head_len:] += model.memory.top_k_docs
+
+    def tokens(shape: tuple[int, ...]) -> np.ndarray:
+        return rng.integers(model.vocab_size, size=shape, dtype=np.int32)
+
+    place = np.arange(memory_tokens, dtype=np.int32).reshape(memory_shape)
+    # As in the data pipeline, there are columns for as many documents as could be.
+    num_documents = memory_tokens // model.memory.pooling_kernel_size
+    existing = memory_tokens // DOCUMENT_TOKENS
+    return TrainingBatch(
+        memory=TokenBlock(
+            tokens(memory_shape), place // DOCUMENT_TOKENS + 1, place % DOCUMENT_TOKENS
+        ),
+        active=TokenBlock(tokens(active_shape), roles, np.broadcast_to(positions, active_shape)),
+        targets=tokens(active_shape),
+        target_mask=roles == RESPONSE,
+        answer_mask=np.zeros(active_shape, bool),
+        positives=np.arange(num_documents) == rng.integers(existing, size=(1, queries, 1)),
+    )
+
+
+def measure(
+    model: ModelConfig,
+    memory_tokens: int,
+    *,
+    row_tokens: int = 512,
+    queries: int = 8,
+    active_tokens: int = 64,
+    steps: int = 5,
+) -> dict[str, Any]:
+    """Median seconds of a step after two warm-up steps, and its bytes."""
+    stage = StageConfig(
+        name="cost",
+        steps=steps + 2,
+        learning_rate=1e-4,
+        memory_tokens=memory_tokens,
+        groups=1,
+        queries_per_group=queries,
+        active_tokens=active_tokens,
+    )
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    program = StageProgram(Transformer(model), stage, OptimizerConfig(), mesh)
+    batch = put_batch(
+        random_batch(model, memory_tokens, row_tokens, queries, active_tokens), mesh, 1
+    )
+    state = program.start(jax.jit(lambda key: init_params(model, key))(jax.random.key(0)))
+    step = program.step.lower(state, batch).compile()
+    seconds = []
+    for _ in range(stage.steps):
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        seconds.append(time.perf_counter() - start)
+    needs = step.memory_analysis()
+    result = {
+        "memory_tokens": memory_tokens,
+        "seconds_per_step": statistics.median(seconds[2:]),
+        # The new state takes the place of the old one (alias).
+        "peak_bytes": needs.argument_size_in_bytes
+        + needs.output_size_in_bytes
+        - needs.alias_size_in_bytes
+        + needs.temp_size_in_bytes,
+        "temporary_bytes": needs.temp_size_in_bytes,
+    }
+    counted = jax.devices()[0].memory_stats()
+    if counted:
+        result["device_peak_bytes"] = counted["peak_bytes_in_use"]
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures every size that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="small", help="small, or the name of a file of configs/")
+    parser.add_argument(
+        "--memory-tokens", type=int, nargs="+", default=[8_192, 16_384, 32_768, 65_536]
+    )
+    parser.add_argument("--queries", type=int, default=8, help="queries of the memory")
+    parser.add_argument("--row-tokens", type=int, default=512, help="tokens of a memory row")
+    parser.add_argument("--steps", type=int, default=5, help="steps to take the median of")
+    options = parser.parse_args(arguments)
+    model = model_of(options.model)
+    # In ascending order, since a device's own maximum is over all that ran before.
+    results = []
+    for memory_tokens in sorted(options.memory_tokens):
+        results.append(
+            measure(
+                model,
+                memory_tokens,
+                row_tokens=options.row_tokens,
+                queries=options.queries,
+                steps=options.steps,
+            )
+        )
+        print(json.dumps(results[-1]), flush=True)
+    ratios = {name: round(results[-1][name] / results[0][name], 3) for name in results[0]}
+    print(json.dumps({"ratios": ratios, "device": jax.devices()[0].device_kind}))
+
+
+if __name__ == "__main__":
+    main()
