@@ -26,19 +26,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from msa_jax.config import ModelConfig
+from msa_jax.config import ModelConfig, from_mapping
 from msa_jax.core.segments import QUERY, RESPONSE, TEMPLATE, TokenBlock, TrainingBatch
 from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.sharding.rules import put_batch
-from msa_jax.training.config import train_config
 from msa_jax.training.curriculum import StageConfig
 from msa_jax.training.optimizer import OptimizerConfig
 from msa_jax.training.step import StageProgram
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DOCUMENT_TOKENS = 256
+WARM_UP_STEPS = 2
 SMALL = ModelConfig(
     vocab_size=4096,
     num_layers=2,
@@ -56,7 +56,7 @@ def model_of(name: str) -> ModelConfig:
     if name == "small":
         return SMALL
     config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
-    return train_config({name: config[name] for name in config if name != "evaluation"}).model
+    return from_mapping(ModelConfig, config.model, "config.model")
 
 
 def random_batch(
@@ -101,10 +101,10 @@ def measure(
     active_tokens: int = 64,
     steps: int = 5,
 ) -> dict[str, Any]:
-    """Median seconds of a step after two warm-up steps, and its bytes."""
+    """Median seconds of a step after the warm-up, and its bytes."""
     stage = StageConfig(
         name="cost",
-        steps=steps + 2,
+        steps=WARM_UP_STEPS + steps,
         learning_rate=1e-4,
         memory_tokens=memory_tokens,
         groups=1,
@@ -121,23 +121,26 @@ def measure(
     seconds = []
     for _ in range(stage.steps):
         start = time.perf_counter()
-        state, metrics = jax.block_until_ready(step(state, batch))
+        state, _ = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - start)
-    needs = step.memory_analysis()
     result = {
         "memory_tokens": memory_tokens,
-        "seconds_per_step": statistics.median(seconds[2:]),
-        # The new state takes the place of the old one (alias).
-        "peak_bytes": needs.argument_size_in_bytes
-        + needs.output_size_in_bytes
-        - needs.alias_size_in_bytes
-        + needs.temp_size_in_bytes,
-        "temporary_bytes": needs.temp_size_in_bytes,
+        "seconds_per_step": statistics.median(seconds[WARM_UP_STEPS:]),
+        **compiled_bytes(step),
     }
     counted = jax.devices()[0].memory_stats()
     if counted:
         result["device_peak_bytes"] = counted["peak_bytes_in_use"]
     return result
+
+
+def compiled_bytes(step: jax.stages.Compiled) -> dict[str, int]:
+    """What a compiled step needs at once, and its temporaries alone."""
+    needs = step.memory_analysis()
+    # The new state takes the place of the old one, its alias.
+    results = needs.output_size_in_bytes - needs.alias_size_in_bytes
+    peak = needs.argument_size_in_bytes + results + needs.temp_size_in_bytes
+    return {"peak_bytes": peak, "temporary_bytes": needs.temp_size_in_bytes}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,19 +154,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens of a memory row")
     parser.add_argument("--steps", type=int, default=5, help="steps to take the median of")
     options = parser.parse_args(arguments)
-    model = model_of(options.model)
-    # In ascending order, since a device's own maximum is over all that ran before.
-    results = []
-    for memory_tokens in sorted(options.memory_tokens):
-        results.append(
-            measure(
-                model,
-                memory_tokens,
-                row_tokens=options.row_tokens,
-                queries=options.queries,
-                steps=options.steps,
-            )
+    row_tokens = options.row_tokens
+    if row_tokens % DOCUMENT_TOKENS or any(size % row_tokens for size in options.memory_tokens):
+        parser.error(
+            f"--memory-tokens must be multiples of --row-tokens ({row_tokens}), and that a "
+            f"multiple of the documents' {DOCUMENT_TOKENS}"
         )
+    model = model_of(options.model)
+    sizes = {"row_tokens": row_tokens, "queries": options.queries, "steps": options.steps}
+    results = []
+    # In ascending order, since a device's own maximum is over all that ran before.
+    for memory_tokens in sorted(options.memory_tokens):
+        results.append(measure(model, memory_tokens, **sizes))
         print(json.dumps(results[-1]), flush=True)
     ratios = {name: round(results[-1][name] / results[0][name], 3) for name in results[0]}
     print(json.dumps({"ratios": ratios, "device": jax.devices()[0].device_kind}))

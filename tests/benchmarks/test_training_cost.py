@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks import training_cost
 from msa_jax.core.segments import PADDING, chunk_documents
@@ -40,3 +41,9 @@ def test_it_prints_each_size_and_the_ratios(monkeypatch, capsys):
 
 def test_models_come_from_configs():
     assert training_cost.model_of("100m").num_layers == 30
+
+
+def test_sizes_that_do_not_divide_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        training_cost.main(["--memory-tokens", "1000"])
+    assert "must be multiples of --row-tokens (512)" in capsys.readouterr().err
