@@ -27,8 +27,8 @@ def load(name):
 
 
 def training_values(config):
-    """What `msa_jax.train` gives to the trainer."""
-    return {name: config[name] for name in config if name != "evaluation"}
+    """The sections of a config that describe training, and not what the program adds to it."""
+    return {name: config[name] for name in config if name not in ("demo", "evaluation")}
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
