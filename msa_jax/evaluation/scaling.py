@@ -31,7 +31,8 @@ class ScalingConfig:
 
     Attributes:
         documents: held-out documents (JSON Lines); all of them are the largest memory.
-        questions: held-out questions; the letters before the first "-" of an id name its kind.
+        questions: held-out questions.
+        kinds: prefixes of question ids that are reported apart; all other questions are together.
         memory_tokens: sizes of memory, ascending.
         batch_size: questions routed at once.
         rows_per_batch: memory rows encoded at once.
@@ -40,6 +41,7 @@ class ScalingConfig:
 
     documents: str
     questions: str
+    kinds: tuple[str, ...] = ()
     memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
     batch_size: int = 32
     rows_per_batch: int = 64
@@ -55,7 +57,8 @@ class ScalingPoint:
         memory_tokens: tokens of the memory.
         documents: documents in it, on average over questions.
         questions: how many were asked.
-        recall: "recall@1" and so on, each the mean per router layer.
+        recall: "recall@1" and "recall@k", each the mean per router layer.
+        chance: recall@k of a router that chooses at random.
         id_accuracy: share of questions whose first generated id is that of a positive document.
     """
 
@@ -64,6 +67,7 @@ class ScalingPoint:
     documents: float
     questions: int
     recall: dict[str, dict[int, float]]
+    chance: float
     id_accuracy: float
 
     def best_layer(self, metric: str) -> tuple[int, float]:
@@ -112,6 +116,7 @@ class _Answer:
 
     kind: str
     documents: int
+    chosen: int
     recall: dict[str, np.ndarray]
     id_is_right: bool
 
@@ -134,7 +139,7 @@ class _HeldOut:
         ]
         self.lengths = np.array([len(tokens) for tokens in self.documents])
         self._dataset = dataset
-        self._seed = config.seed
+        self._seed, self._kinds = config.seed, config.kinds
         self._names = [builder.retrieved([doc_id]).tokens[:-1] for doc_id in ids.tolist()]
         self._prompts = [builder.prompt(question.question) for question in dataset.questions]
         self._prompt_tokens = max(
@@ -143,7 +148,7 @@ class _HeldOut:
         self._positives = [[part for hop in hops for part in hop] for hops in dataset.hops]
 
     def batches(self, batch_size: int) -> list[np.ndarray]:
-        """Indexes of questions; the last batch is filled up with its own first question."""
+        """Indexes of questions; the last batch is filled up with its last question."""
         indexes = np.arange(len(self._prompts))
         padded = np.append(indexes, np.repeat(indexes[-1], -len(indexes) % batch_size))
         return list(padded.reshape(-1, batch_size))
@@ -197,8 +202,9 @@ class _HeldOut:
         }
         names = [self._names[part] for part in positives]
         is_right = any(np.array_equal(generated[: len(name)], name) for name in names)
-        kind = self._dataset.questions[question].id.partition("-")[0]
-        return _Answer(kind, documents, recall, is_right)
+        question_id = self._dataset.questions[question].id
+        kind = next((kind for kind in self._kinds if question_id.startswith(kind)), "question")
+        return _Answer(kind, documents, top_docs.shape[-1], recall, is_right)
 
 
 def _by_kind(
@@ -226,6 +232,7 @@ def _by_kind(
                 documents=float(np.mean([x.documents for x in members])),
                 questions=len(members),
                 recall=recall,
+                chance=float(np.mean([min(1.0, x.chosen / x.documents) for x in members])),
                 id_accuracy=float(np.mean([x.id_is_right for x in members])),
             )
         )
