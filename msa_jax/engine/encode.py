@@ -39,14 +39,17 @@ def encode_documents(
         A memory of one group (G = 1) without padding chunks.
 
     Raises:
-        ConfigError: if there is no document, or one that is longer than a row.
+        ConfigError: if there is no document, or one that is empty or longer than a row.
     """
     pooling_size = model.config.memory.pooling_kernel_size
     lengths = np.array([len(tokens) for tokens in documents])
-    if not len(lengths) or lengths.max() > row_tokens:
+    if not len(lengths):
+        raise ConfigError("documents must hold at least one document to encode.")
+    misfits = np.flatnonzero((lengths < 1) | (lengths > row_tokens))
+    if len(misfits):
         raise ConfigError(
-            f"documents must have 1 to row_tokens ({row_tokens}) tokens; the longest of these "
-            f"{len(lengths)} has {lengths.max(initial=0)}."
+            f"documents[{misfits[0]}] has {lengths[misfits[0]]} tokens; split or drop documents "
+            f"so that each has 1 to row_tokens ({row_tokens})."
         )
     encode = jax.jit(partial(model.apply, method="encode"), static_argnames="num_documents")
     # As many documents as chunks could hold, so that every batch has the same shapes.
