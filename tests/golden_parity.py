@@ -11,10 +11,11 @@ relative to the largest value; the exit code is 1 if any is above 1e-4.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,12 @@ def token_block(examples: list[np.ndarray], tokens, doc_ids, positions) -> Token
     return TokenBlock(gather(tokens, 0), gather(doc_ids, PADDING), gather(positions, 0))
 
 
+def compiled_calls(config: ModelConfig, params) -> Callable[..., Any]:
+    """`Transformer.apply` with these parameters, compiled once for each method and shape."""
+    static = ("num_documents", "keep_hidden_states", "method")
+    return partial(jax.jit(Transformer(config).apply, static_argnames=static), {"params": params})
+
+
 def compare_training(config: ModelConfig, upstream: dict, params, golden) -> Iterator[Comparison]:
     """The training forward: hidden states, logits, scores, losses and gradients."""
     valid = golden["attention_mask"] == 1
@@ -80,7 +87,7 @@ def compare_training(config: ModelConfig, upstream: dict, params, golden) -> Ite
     memory = token_block([part.memory_at for part in parts], *source)
     active = token_block([part.active_at for part in parts], *source)
     num_documents = int(golden["doc_ids"].max())
-    model = Transformer(config)
+    call = compiled_calls(config, params)
 
     def to_upstream(ours_memory, ours_active):
         out = np.zeros((*valid.shape, ours_memory.shape[-1]), np.float32)
@@ -90,11 +97,11 @@ def compare_training(config: ModelConfig, upstream: dict, params, golden) -> Ite
             out[b, part.active_at] = ours_active[b, 0, : len(part.active_at)]
         return out[valid]
 
-    out = model.apply({"params": params}, memory, active, num_documents, keep_hidden_states=True)
+    out = call(memory, active, num_documents=num_documents, keep_hidden_states=True)
     for layer, states in enumerate(zip(*out.hidden_states, strict=True)):
         yield f"hidden_{layer}", to_upstream(*states), golden[f"hidden_{layer}"][valid]
     yield "last_hidden", to_upstream(*states), golden["last_hidden"][valid]
-    logits = [model.apply({"params": params}, x, method="logits") for x in states]
+    logits = [call(x, method="logits") for x in states]
     yield "logits", to_upstream(*logits), golden["logits"][valid]
 
     for scores, layer in zip(out.doc_scores, config.router_layers, strict=True):
@@ -125,6 +132,7 @@ def training_loss(config, upstream, params, memory, active, golden, parts):
     msa = upstream["msa_config"]
     model = Transformer(config)
 
+    @partial(jax.value_and_grad, has_aux=True)
     def loss(params):
         out = model.apply({"params": params}, memory, active, num_documents)
         unembedding = model.apply({"params": params}, method="unembedding")
@@ -142,7 +150,7 @@ def training_loss(config, upstream, params, memory, active, golden, parts):
         weights = (msa["lmloss_weigth"], msa["auxloss_weight"])
         return sum(w * t for w, t in zip(weights, terms.values(), strict=True)), terms
 
-    (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    (total, terms), gradients = jax.jit(loss)(params)
     return total, terms, gradients
 
 
@@ -154,17 +162,17 @@ def compare_inference(config: ModelConfig, params, golden) -> Iterator[Compariso
     memory = token_block([part.memory_at], *source)
     template = token_block([part.active_at], *source)
     num_documents = int(golden["s1_doc_ids"].max())
-    model = Transformer(config)
-    call = functools.partial(model.apply, {"params": params})
+    call = compiled_calls(config, params)
 
-    hidden = call(memory, template, num_documents, keep_hidden_states=True).hidden_states
+    training = call(memory, template, num_documents=num_documents, keep_hidden_states=True)
+    hidden = training.hidden_states
     ours = np.zeros_like(golden["s1_last_hidden"][0])
     slots = np.flatnonzero(part.memory_at >= 0)
     ours[part.memory_at[slots]] = hidden[0][-1, 0, 0, slots]
     ours[part.active_at] = hidden[1][-1, 0, 0]
     yield "s1_last_hidden", ours, golden["s1_last_hidden"][0]
 
-    encoded = call(memory, num_documents, method="encode")
+    encoded = call(memory, num_documents=num_documents, method="encode")
     yield from compare_pooled(config, encoded, golden)
 
     doc_ids = np.where(golden["s2_attention_mask"] == 1, golden["s2_doc_ids"], PADDING)

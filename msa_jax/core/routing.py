@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from msa_jax.typing import Array, Bool, Float, Int
 
-# Inside the square root, so that the gradient of a zero vector is zero and not NaN.
+# Inside the square root, so that the gradient at a zero vector is finite and not NaN.
 NORM_EPS = 1e-12
 CHUNK_TILE = 8192
 

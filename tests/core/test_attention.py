@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msa_jax.core.attention import masked_attention, sparse_attention
+
+
+def draw(*shapes):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def reference(queries, keys, values, mask):
+    """Softmax attention by the formula, one head and one token at a time."""
+    out = np.zeros(queries.shape)
+    group_size = queries.shape[1] // keys.shape[1]
+    for t, n in np.ndindex(queries.shape[:2]):
+        seen = np.flatnonzero(mask[t])
+        logits = keys[seen, n // group_size] @ queries[t, n] / np.sqrt(queries.shape[-1])
+        weights = np.exp(logits - logits.max())
+        out[t, n] = weights / weights.sum() @ values[seen, n // group_size]
+    return out
+
+
+def test_heads_of_a_group_share_keys_and_masked_keys_do_not_count():
+    queries, keys, values = draw((3, 4, 8), (5, 2, 8), (5, 2, 8))
+    mask = np.array([[1, 0, 0, 0, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 1]], bool)
+    out = masked_attention(*(jnp.asarray(x)[None, None] for x in (queries, keys, values, mask)))
+    assert out.shape == (1, 1, 3, 4, 8)
+    np.testing.assert_allclose(out[0, 0], reference(queries, keys, values, mask), atol=1e-5)
+
+
+def test_chunks_and_local_tokens_share_one_softmax():
+    queries, keys, values = draw((1, 2, 2, 8), (1, 7, 1, 8), (1, 7, 1, 8))
+    mask = np.array([[1, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0]], bool)
+    out = sparse_attention(
+        queries,
+        (keys[:, :3], values[:, :3]),
+        mask[None, :, :3],
+        (keys[:, 3:], values[:, 3:]),
+        mask[None, :, 3:],
+    )
+    np.testing.assert_allclose(out[0], reference(queries[0], keys[0], values[0], mask), atol=1e-5)
+
+
+def test_a_token_that_sees_nothing_has_finite_output_and_gradient():
+    heads = draw((1, 2, 2, 4), (1, 3, 1, 4), (1, 3, 1, 4))
+    mask = jnp.array([[[True, False, True], [False] * 3]])
+    out, gradients = jax.value_and_grad(lambda heads: masked_attention(*heads, mask).sum())(heads)
+    assert np.isfinite(out)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)

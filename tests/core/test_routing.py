@@ -1,0 +1,204 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msa_jax.core import routing
+from msa_jax.core.losses import info_nce
+
+HEAD_DIM, NUM_DOCUMENTS = 4, 4
+SIMILARITIES = ["cosine", "scaled_dot"]
+
+
+def grouped_scores(queries, query_mask, pooled, chunk_doc, similarity):
+    """Scores as the model computes them: heads of a group summed first."""
+    return routing.document_scores(
+        routing.routing_queries(queries, pooled.shape[-2], similarity),
+        query_mask,
+        routing.routing_keys(pooled, similarity),
+        chunk_doc,
+        NUM_DOCUMENTS,
+    )
+
+
+@partial(jax.jit, static_argnames="similarity")
+def both_scores(queries, query_mask, pooled, chunk_doc, similarity):
+    inputs = (queries, query_mask, pooled, chunk_doc)
+    per_head = routing.per_head_document_scores(*inputs, NUM_DOCUMENTS, similarity)
+    return grouped_scores(*inputs, similarity), per_head
+
+
+def reference_scores(queries, query_mask, pooled, chunk_doc, similarity):
+    """The formula in plain loops and float64; -inf for what nothing scores."""
+    queries, pooled = queries.astype(np.float64), pooled.astype(np.float64)
+    if similarity == "cosine":
+        queries = queries / np.linalg.norm(queries, axis=-1, keepdims=True)
+        pooled = pooled / np.linalg.norm(pooled, axis=-1, keepdims=True)
+    else:
+        queries = queries / np.sqrt(HEAD_DIM)
+    num_heads = queries.shape[2]
+    group_size = num_heads // pooled.shape[1]
+    scores = np.full((len(queries), NUM_DOCUMENTS), -np.inf)
+    for b, t in np.argwhere(query_mask):
+        for c, document in enumerate(chunk_doc):
+            heads = [queries[b, t, n] @ pooled[c, n // group_size] for n in range(num_heads)]
+            if document >= 0:
+                scores[b, document] = max(scores[b, document], np.mean(heads))
+    return scores
+
+
+@st.composite
+def memories(draw):
+    """Queries, some tokens of which route, over chunks in any order, some of no document."""
+    num_heads, num_kv_heads = draw(st.sampled_from([(1, 1), (4, 1), (4, 2), (3, 3)]))
+    batch_size, length = draw(st.sampled_from([(1, 1), (2, 3)]))
+    num_chunks = draw(st.sampled_from([1, 9]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    owners = st.integers(-1, NUM_DOCUMENTS - 1)
+    chunk_doc = draw(st.lists(owners, min_size=num_chunks, max_size=num_chunks))
+    return (
+        rng.standard_normal((batch_size, length, num_heads, HEAD_DIM)).astype(np.float32),
+        rng.random((batch_size, length)) < 0.7,
+        rng.standard_normal((num_chunks, num_kv_heads, HEAD_DIM)).astype(np.float32),
+        np.array(chunk_doc, np.int32),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(memory=memories(), similarity=st.sampled_from(SIMILARITIES))
+def test_summing_heads_first_gives_the_scores_of_the_formula(memory, similarity):
+    grouped, per_head = both_scores(*memory, similarity)
+    expected = reference_scores(*memory, similarity)
+    np.testing.assert_allclose(per_head, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grouped, expected, rtol=1e-5, atol=1e-5)
+
+
+def random_memory(num_chunks, num_documents=NUM_DOCUMENTS):
+    rng = np.random.default_rng(num_chunks)
+    queries = rng.standard_normal((2, 3, 4, HEAD_DIM)).astype(np.float32)
+    pooled = rng.standard_normal((num_chunks, 2, HEAD_DIM)).astype(np.float32)
+    chunk_doc = np.sort(rng.integers(num_documents, size=num_chunks))
+    return queries, np.array([[1, 1, 0], [0, 1, 1]], bool), pooled, chunk_doc
+
+
+@pytest.mark.parametrize("num_chunks", [3, 8, 10])
+def test_tiles_change_neither_scores_nor_gradients(monkeypatch, num_chunks):
+    queries, query_mask, pooled, chunk_doc = random_memory(num_chunks)
+    weights = jnp.arange(2 * NUM_DOCUMENTS, dtype=jnp.float32).reshape(2, NUM_DOCUMENTS)
+
+    def scores_and_gradients():
+        def total(queries, pooled):
+            scores = grouped_scores(queries, query_mask, pooled, chunk_doc, "cosine")
+            return jnp.where(jnp.isfinite(scores), scores * weights, 0.0).sum(), scores
+
+        (_, scores), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(
+            queries, pooled
+        )
+        return scores, *gradients
+
+    whole = scores_and_gradients()
+    monkeypatch.setattr(routing, "CHUNK_TILE", 4)
+    for tiled, expected in zip(scores_and_gradients(), whole, strict=True):
+        np.testing.assert_allclose(tiled, expected, atol=1e-5)
+
+
+def test_the_scores_of_all_tokens_and_chunks_are_never_in_memory_at_once(monkeypatch):
+    monkeypatch.setattr(routing, "CHUNK_TILE", 4)
+    inputs = random_memory(40)
+    program = str(jax.make_jaxpr(lambda *x: grouped_scores(*x, "cosine"))(*inputs))
+    assert "f32[2,3,4]" in program
+    assert "f32[2,3,40]" not in program
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_zero_vectors_have_finite_gradients(dtype, similarity):
+    """A chunk of padding pools to zero; a plain division by the norm would give NaN."""
+    query_mask, chunk_doc = jnp.array([[True, True, False]]), jnp.array([0, 1, 1, -1])
+
+    def loss(queries, pooled):
+        scores = grouped_scores(queries, query_mask, pooled, chunk_doc, similarity)
+        positives = jnp.arange(NUM_DOCUMENTS)[None] == 0
+        return info_nce(scores, positives, 0.1)[0].sum()
+
+    zeros = jnp.zeros((1, 3, 4, HEAD_DIM), dtype), jnp.zeros((4, 2, HEAD_DIM), dtype)
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*zeros)
+    assert np.isfinite(value)
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in gradients)
+
+
+def test_a_query_without_routing_tokens_scores_minus_infinity_and_learns_nothing():
+    queries, _, pooled, chunk_doc = random_memory(9)
+
+    def loss(pooled):
+        scores = grouped_scores(queries, jnp.zeros((2, 3), bool), pooled, chunk_doc, "cosine")
+        return info_nce(scores, scores == scores, 0.1)[0].sum(), scores
+
+    gradient, scores = jax.grad(loss, has_aux=True)(jnp.asarray(pooled))
+    np.testing.assert_array_equal(scores, -np.inf)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_normalised_bfloat16_has_unit_length_in_float32():
+    unit = routing.normalize(jnp.full((1, 300), 1e-3, jnp.bfloat16))
+    assert unit.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(unit), 1.0, rtol=1e-5)
+
+
+def test_ties_go_to_the_lower_document():
+    scores = jnp.array([[0.5, 0.9, 0.5, 0.9, -jnp.inf]])
+    _, documents = routing.top_documents(scores, 3)
+    np.testing.assert_array_equal(documents, [[1, 3, 0]])
+
+
+def test_more_documents_than_exist_are_clamped_and_absent_ones_come_last():
+    scores, documents = routing.top_documents(jnp.array([[0.1, -jnp.inf, 0.3]]), 16)
+    np.testing.assert_array_equal(documents, [[2, 0, 1]])
+    np.testing.assert_array_equal(scores, np.array([[0.3, 0.1, -np.inf]], np.float32))
+
+
+@st.composite
+def chunk_tables(draw):
+    """Documents of 0 to 3 chunks in any order, padding between them; some of them chosen."""
+    sizes = draw(st.lists(st.integers(0, 3), min_size=NUM_DOCUMENTS, max_size=NUM_DOCUMENTS))
+    chunk_doc: list[int] = []
+    for document in draw(st.permutations(range(NUM_DOCUMENTS))):
+        chunk_doc += [-1] * draw(st.integers(0, 1)) + [document] * sizes[document]
+    chunk_doc += [-1] * (16 - len(chunk_doc))
+    chosen = draw(st.permutations(range(NUM_DOCUMENTS)))[:2]
+    exists = draw(st.tuples(st.booleans(), st.booleans()))
+    return chunk_doc, chosen, exists
+
+
+@settings(max_examples=50, deadline=None)
+@given(chunk_tables())
+def test_context_slots_hold_the_chunks_of_the_chosen_documents(table):
+    chunk_doc, chosen, exists = table
+    slots, filled = jax.jit(routing.context_slots, static_argnums=(3, 4))(
+        jnp.array(chunk_doc), jnp.array([chosen]), jnp.array([exists]), NUM_DOCUMENTS, 3
+    )
+    for k in range(2):
+        wanted = [c for c, owner in enumerate(chunk_doc) if owner == chosen[k] and exists[k]]
+        own = slice(3 * k, 3 * k + 3)
+        assert slots[0, own][filled[0, own]].tolist() == wanted
+        assert filled[0, own].tolist() == [i < len(wanted) for i in range(3)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scores=st.lists(st.sampled_from([-np.inf, 0.0, 0.5, 1.0]), min_size=6, max_size=6),
+    positives=st.lists(st.booleans(), min_size=6, max_size=6),
+    top_n=st.sampled_from([1, 3, 16]),
+)
+def test_recall_is_the_share_of_positives_found(scores, positives, top_n):
+    ours = jax.jit(routing.recall_at, static_argnums=2)(
+        jnp.array(scores), jnp.array(positives), top_n
+    )
+    best = sorted(range(6), key=lambda document: (-scores[document], document))[:top_n]
+    wanted = [document for document in range(6) if positives[document]]
+    expected = len(set(best) & set(wanted)) / len(wanted) if wanted else 0.0
+    assert ours == pytest.approx(expected)
