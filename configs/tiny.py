@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
     c.stages = ConfigDict()
     c.stages.retrieval = ConfigDict(
         dict(
-            steps=160,
+            steps=180,
             # Faster than this, the router learns what needles have in common and stops there.
             learning_rate=5e-4,
             router_learning_rate=2e-3,
@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
             active_tokens=64,
         )
     )
-    c.checkpoint = ConfigDict(dict(every=80, keep=1))
+    c.checkpoint = ConfigDict(dict(every=90, keep=1))
 
     c.evaluation = ConfigDict(
         dict(

@@ -13,3 +13,5 @@ jax.config.update(
     "jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"msa_jax_{getpass.getuser()}"))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+# Half of the rest is optimising programs that run once.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -91,6 +91,7 @@ def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResul
         checkpointer = stack.enter_context(Checkpointer(directory, config.checkpoint, config.model))
         if dataset is None:
             dataset = TextDataset.load(config.data, config.model.memory)
+        _check_vocabulary(dataset, config)
         resumed = checkpointer.latest()
         writer = None
         if jax.process_index() == 0:
@@ -104,6 +105,16 @@ def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResul
             file=sys.stderr,
         )
     return result
+
+
+def _check_vocabulary(dataset: TextDataset, config: TrainConfig) -> None:
+    """Refuses ids beyond the embedding, which JAX would clamp without a word."""
+    vocab_size = dataset.builder.tokenizer.vocab_size
+    if vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size ({config.model.vocab_size}) is smaller than the {vocab_size} tokens "
+            f"of data.tokenizer {config.data.tokenizer!r}; raise it or choose another tokenizer."
+        )
 
 
 class _Run:

@@ -124,6 +124,12 @@ def test_a_checkpoint_of_another_model_is_refused(config, whole_run):
         trainer.train(other)
 
 
+def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused(tmp_path, config, dataset):
+    small = dataclasses.replace(config, workdir=str(tmp_path), model=model_config(vocab_size=64))
+    with pytest.raises(ConfigError, match=r"model\.vocab_size \(64\) is smaller than the 4096"):
+        trainer.train(small, dataset)
+
+
 def test_a_curriculum_cut_short_is_refused(config, dataset, whole_run):
     shorter = dataclasses.replace(config, stages=STAGES[:1])
     with pytest.raises(ConfigError, match="in stage 2 of a curriculum that now has 1; restore"):
