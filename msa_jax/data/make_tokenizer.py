@@ -6,10 +6,10 @@ Byte-level BPE, so any text can be encoded. Every digit is a token of its own: n
 ids above all) are then read and written digit by digit, and no number is unseen.
 """
 
+import argparse
 from collections.abc import Iterable
 
 import tokenizers
-from absl import app, flags
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from msa_jax.data import documentation
@@ -21,9 +21,6 @@ SPECIAL_TOKENS = (
     "<|object_ref_end|>",
     "<End-of-Retrieve>",
 )
-
-_OUTPUT = flags.DEFINE_string("output", None, "File to write.", required=True)
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 4096, "Tokens, the special ones included.")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -46,12 +43,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
     return tokenizer
 
 
-def main(_) -> None:
+def main() -> None:
+    """Gathers the text, trains, and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, help="file to write")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="special tokens included")
+    arguments = parser.parse_args()
     docs = documentation.gather()
     texts = (text for doc in docs for text in (doc.summary, doc.body))
-    train_tokenizer(texts, _VOCAB_SIZE.value).save(_OUTPUT.value, pretty=False)
-    print(f"Trained on {sum(len(doc.body) for doc in docs) / 1e6:.1f} MB: {_OUTPUT.value}")
+    train_tokenizer(texts, arguments.vocab_size).save(arguments.output, pretty=False)
+    print(f"Trained on {sum(len(doc.body) for doc in docs) / 1e6:.1f} MB: {arguments.output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
