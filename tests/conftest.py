@@ -1,6 +1,7 @@
 """Settings that must be made before JAX starts."""
 
 import getpass
+import os
 import tempfile
 from pathlib import Path
 
@@ -15,3 +16,4 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # Half of the rest is optimising programs that run once.
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # For the programs that tests start.

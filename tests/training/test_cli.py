@@ -43,7 +43,6 @@ def start(*arguments):
         "JAX_PLATFORMS": "cpu",
         # As in this process, so that both compile the same program.
         "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(jax.config.jax_disable_most_optimizations),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
     command = [sys.executable, "-m", "msa_jax.train", *arguments]
