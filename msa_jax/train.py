@@ -30,10 +30,18 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="The run: a file
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains, and measures the result where the configuration has an `evaluation` section."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # The checkpoint library has much to say.
-    config = _CONFIG.value
+    train_and_measure(_CONFIG.value)
+
+
+def train_and_measure(config: ConfigDict) -> None:
+    """Trains, and measures the result where the configuration has an `evaluation` section.
+
+    Raises:
+        ConfigError: if the configuration cannot be used.
+        RecordError: if a documents or questions file has a bad record.
+    """
     started = time.monotonic()
     use_demo_corpus(config)
     evaluation = held_out(config)
