@@ -37,8 +37,8 @@ class DataConfig:
         id_space: each memory group calls its documents by random ids in [1, id_space).
         answer_fraction: share of samples that train the answer, where a question has one.
         negatives_per_question: given negatives that a question brings into memory, at most.
-        shuffle_labels: give every question the positives of another one, as a control that
-            must not learn to retrieve.
+        shuffle_labels: label documents that were permuted at random, as a control that must not
+            learn to retrieve, nor even what kind of document is asked for.
     """
 
     documents: str
@@ -136,12 +136,14 @@ class TextDataset:
         hops = [
             _relevant_parts(question, parts, parts_of, builder.tokenizer) for question in questions
         ]
-        if data.shuffle_labels:
-            hops = _deranged(hops)
         negatives = [
             np.array([part for doc_id in question.negative_ids for part in parts_of[doc_id]], int)
             for question in questions
         ]
+        if data.shuffle_labels:
+            order = np.random.default_rng(0).permutation(len(parts))
+            hops = [[order[hop].tolist() for hop in of_question] for of_question in hops]
+            negatives = [order[of_question] for of_question in negatives]
         parents = [doc_id for doc_id, its_parts in parts_of.items() for _ in its_parts]
         return cls(data, memory, builder, questions, parts, parents, hops, negatives)
 
@@ -361,13 +363,6 @@ def _relevant_parts(
 
     hops = question.hops or (question.positive_ids,)
     return [[part for doc_id in hop for part in relevant(doc_id)] for hop in hops]
-
-
-def _deranged(labels: list) -> list:
-    """The same labels, each at another place; always the same way."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    moved = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    return [labels[moved[index]] for index in range(len(labels))]
 
 
 def _check_trainable(questions: Sequence[Question]) -> None:
