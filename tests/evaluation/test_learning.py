@@ -14,11 +14,15 @@ TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shuffled", "lowest", "highest"), [(False, 0.8, 1.0), (True, 0.0, 0.25)])
+@pytest.mark.parametrize(("shuffled", "lowest", "highest"), [(False, 0.35, 1.0), (True, 0.0, 0.2)])
 def test_needles_are_found_by_labels_alone(tmp_path, shuffled, lowest, highest):
-    """A short tiny run at 16K tokens, where chance is 0.1."""
+    """A short tiny run at 16K tokens, where chance is 0.1.
+
+    Routers start at random: projections that are shared match words before any training.
+    """
     config = runpy.run_path(str(TINY))["get_config"]()
     config.workdir = str(tmp_path)
+    config.model.memory.router_init = "random"
     config.data.shuffle_labels = shuffled
     config.demo.update(train_docstrings=100, heldout_docstrings=1, heldout_tokens=40_000)
     config.stages.retrieval.steps = 60
