@@ -7,10 +7,12 @@ killed at any moment leaves either the whole of it or nothing that is ever read.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from msa_jax.config import ConfigError, ModelConfig, from_mapping
@@ -20,6 +22,8 @@ StateT = TypeVar("StateT")
 
 # Written with the rename that completes a checkpoint.
 _COMPLETE = "_CHECKPOINT_METADATA"
+# In the name of a checkpoint that is being written.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 # Fields that change neither the parameters nor what they compute.
 _FREE_FIELDS = ("dtype", "remat", "memory.router_init")
 
@@ -73,13 +77,13 @@ class Checkpointer:
         steps = complete_steps(self._directory)
         if steps:
             self._check_model(_metadata(self._directory, steps[-1])["model"])
+        _remove_unfinished(self._directory)
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(config.keep), policies.BestN(get_metric_fn=_rank, n=1)]
             ),
-            cleanup_tmp_directories=True,
         )
 
     def latest(self) -> Position | None:
@@ -143,6 +147,17 @@ class Checkpointer:
                 f"{self._directory} holds checkpoints of another model, which differs in "
                 f"{', '.join(differing)}; use its configuration or another workdir."
             )
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Deletes what killed saves left behind.
+
+    Orbax would do it in a thread that fails, loudly, when the program ends at once for another
+    reason, such as a mistake in the configuration.
+    """
+    if jax.process_index() == 0:
+        for path in directory.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def complete_steps(directory: str | Path) -> list[int]:

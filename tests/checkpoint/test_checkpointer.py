@@ -117,6 +117,16 @@ def test_buffers_may_be_overwritten_while_a_save_runs(tmp_path):
     assert not load_params(tmp_path, 1, target)["kernel"].any()
 
 
+def test_what_a_killed_save_left_is_gone_when_the_directory_is_opened_again(directory):
+    unfinished = directory / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    (unfinished / "part").write_text("half")
+    before = complete_steps(directory)
+    with open_at(directory):
+        assert not unfinished.exists()
+    assert complete_steps(directory) == before
+
+
 def test_latest_and_best_of_the_latest_stage_stay(tmp_path):
     recalls = {1: (0, 0.99), 2: (1, 0.2), 3: (1, 0.8), 4: (1, 0.3), 5: (1, 0.5), 6: (1, 0.4)}
     with open_at(tmp_path) as checkpointer:
