@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -23,17 +22,12 @@ from msa_jax.training.optimizer import (
     make_optimizer,
     split_trainable,
 )
-from msa_jax.typing import Array, Float, Int, PyTree
+from msa_jax.typing import Array, Float, Int, PyTree, pytree
 
 _RECALL_DECAY = 0.98
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "optimizer", "step", "recall"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
+@pytree
 class TrainState:
     """Everything a step reads and writes; its buffers are donated to the next step.
 
