@@ -210,7 +210,5 @@ def _check(queries, query_mask, keys: RoutingKeys, chunk_doc) -> None:
             raise ValueError(
                 f"{name} must have shape {shape} to match keys and query_mask, not {array.shape}."
             )
-    if (keys.scale is None) != jnp.issubdtype(
-        keys.values.dtype, jnp.floating
-    ) and keys.values.dtype.itemsize == 1:
+    if keys.scale is None and keys.values.dtype.itemsize == 1:
         raise ValueError(f"keys in {keys.values.dtype} need a scale per chunk; use quantize_keys.")
