@@ -46,7 +46,7 @@ def chunk_scores_vjp(
         dtile = jnp.einsum("btc,btd->cd", dproducts, queries, **like).astype(keys.dtype)
         return dqueries + jnp.einsum("btc,cd->btd", dproducts, tile, **like), dtile
 
-    tile = _tile_size(queries)
+    tile = min(_tile_size(queries), keys.shape[0])
     main = keys.shape[0] // tile
 
     def step(dqueries, i):
