@@ -5,7 +5,7 @@
 
 The mean over heads is linear, so the query heads of a group can be summed before the product:
 one [T, K*H] by [K*H, C] product gives the same numbers with N/K times fewer operations.
-`per_head_document_scores` is the formula as written; `document_scores` is what runs.
+`per_head_document_scores` is the formula as written; what runs is in `kernels.routing`.
 
 All functions work on one memory; models map them over memory groups.
 """
@@ -17,7 +17,6 @@ from msa_jax.typing import Array, Bool, Float, Int
 
 # Inside the square root, so that the gradient at a zero vector is finite and not NaN.
 NORM_EPS = 1e-12
-CHUNK_TILE = 8192
 
 
 def normalize(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
@@ -66,42 +65,6 @@ def per_head_document_scores(
     return _best_chunk(per_token.max(axis=1), chunk_doc, num_documents)
 
 
-def document_scores(
-    queries: Float[Array, "B T K H"],
-    query_mask: Bool[Array, "B T"],
-    keys: Float[Array, "C K H"],
-    chunk_doc: Int[Array, " C"],
-    num_documents: int,
-) -> Float[Array, "B M"]:
-    """Scores of every document for every query, differentiable.
-
-    Memory is scanned in tiles of chunks, so that nothing of size [B, T, C] exists.
-
-    Args:
-        queries: from `routing_queries`.
-        query_mask: tokens that route.
-        keys: from `routing_keys`.
-        chunk_doc: zero-based document of each chunk, -1 for none.
-        num_documents: M; a document without chunks scores -inf.
-    """
-    queries, keys = (x.reshape(*x.shape[:-2], -1) for x in (queries, keys))
-
-    @jax.checkpoint
-    def score(tile: Float[Array, "c KH"]) -> Float[Array, "B c"]:
-        product = jnp.einsum("btd,cd->btc", queries, tile, preferred_element_type=jnp.float32)
-        return jnp.where(query_mask[..., None], product, -jnp.inf).max(axis=1)
-
-    num_chunks = keys.shape[0]
-    if num_chunks <= CHUNK_TILE:
-        chunk_scores = score(keys)
-    else:
-        tiles = jnp.pad(keys, ((0, -num_chunks % CHUNK_TILE), (0, 0)))
-        tiles = tiles.reshape(-1, CHUNK_TILE, keys.shape[-1])
-        scores = jnp.moveaxis(jax.lax.map(score, tiles), 0, 1)
-        chunk_scores = scores.reshape(scores.shape[0], -1)[:, :num_chunks]
-    return _best_chunk(chunk_scores, chunk_doc, num_documents)
-
-
 def _best_chunk(
     chunk_scores: Float[Array, "B C"], chunk_doc: Int[Array, " C"], num_documents: int
 ) -> Float[Array, "B M"]:
@@ -112,37 +75,38 @@ def _best_chunk(
 
 
 def top_documents(
-    scores: Float[Array, "B M"], top_k_docs: int
-) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    scores: Float[Array, "*batch M"], top_k_docs: int
+) -> tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]:
     """The min(top_k_docs, M) best documents, best first, ties to the lower id.
 
-    A document that does not exist scores -inf and comes last.
+    Where fewer documents exist (score above -inf), scores are -inf and documents -1.
     """
-    return jax.lax.top_k(scores, min(top_k_docs, scores.shape[-1]))
+    top_scores, docs = jax.lax.top_k(scores, min(top_k_docs, scores.shape[-1]))
+    return top_scores, jnp.where(top_scores > -jnp.inf, docs, -1)
 
 
 def context_slots(
-    chunk_doc: Int[Array, " C"],
+    first_chunk: Int[Array, " M"],
+    num_chunks: Int[Array, " M"],
     chosen: Int[Array, "B k"],
-    exists: Bool[Array, "B k"],
-    num_documents: int,
     max_document_chunks: int,
 ) -> tuple[Int[Array, "B X"], Bool[Array, "B X"]]:
     """Chunks of the chosen documents, as X = k * max_document_chunks slots per query.
 
-    A document's chunks are consecutive in memory.
+    Args:
+        first_chunk: of each document, as in `core.index.MemoryIndex`.
+        num_chunks: of each document.
+        chosen: documents of each query, -1 for none.
+        max_document_chunks: slots per document.
 
     Returns:
         Chunk index of each slot, and whether the slot holds a chunk.
     """
-    segments = jnp.where(chunk_doc < 0, num_documents, chunk_doc)
-    num_chunks = chunk_doc.shape[0]
-    count = jnp.zeros(num_documents + 1, jnp.int32).at[segments].add(1)
-    first = jnp.full(num_documents + 1, num_chunks, jnp.int32)
-    first = first.at[segments].min(jnp.arange(num_chunks, dtype=jnp.int32))
+    document = jnp.maximum(chosen, 0)
+    count = jnp.where(chosen >= 0, num_chunks[document], 0)[..., None]
     offset = jnp.arange(max_document_chunks, dtype=jnp.int32)
-    filled = (offset < count[chosen][..., None]) & exists[..., None]
-    slots = jnp.where(filled, first[chosen][..., None] + offset, 0)
+    filled = offset < count
+    slots = jnp.where(filled, first_chunk[document][..., None] + offset, 0)
     return tuple(x.reshape(*chosen.shape[:-1], -1) for x in (slots, filled))
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from msa_jax.config import ConfigError
+from msa_jax.core.index import memory_index
 from msa_jax.core.segments import TokenBlock
 from msa_jax.data import packing
-from msa_jax.modules.state import LayerMemory, Memory, MemoryIndex
+from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.modules.transformer import Transformer
 from msa_jax.typing import PyTree
 
@@ -36,7 +37,7 @@ def encode_documents(
         on_batch: called with the number of document tokens of each finished batch.
 
     Returns:
-        A memory of one group (G = 1) without padding chunks.
+        A memory of one group (G = 1) on the host, without padding chunks, documents ascending.
 
     Raises:
         ConfigError: if there is no document, or one that is empty or longer than a row.
@@ -62,16 +63,18 @@ def encode_documents(
         )
         memory = encode({"params": params}, batch, num_documents=max_documents)
         owner = np.asarray(memory.index.chunk_doc[0])
-        kept = owner >= 0
-        parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:, :, kept], memory.layers))
-        owners.append(owner[kept] + first)
+        # Rows hold documents as they fit; in memory documents ascend, as routing needs it.
+        order = np.argsort(owner, kind="stable")[np.count_nonzero(owner < 0) :]
+        parts.append(jax.tree.map(lambda x, at=order: np.asarray(x)[:, :, at], memory.layers))
+        owners.append(owner[order] + first)
         count = int(owner.max()) + 1
         on_batch(int(lengths[first : first + count].sum()))
         first += count
-    layers: LayerMemory = jax.tree.map(lambda *x: jnp.concatenate(x, axis=2), *parts)
+    layers: LayerMemory = jax.tree.map(lambda *x: np.concatenate(x, axis=2), *parts)
     owner = np.concatenate(owners)
     longest = int(np.bincount(owner).max())
-    return Memory(layers, MemoryIndex(jnp.asarray(owner)[None], len(documents), longest))
+    index = memory_index(jnp.asarray(owner)[None], len(documents), longest)
+    return Memory(layers, jax.device_get(index))
 
 
 def _rows(

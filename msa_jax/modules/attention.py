@@ -13,7 +13,6 @@ Every array has a leading group axis G: B queries of a group share one memory.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -21,14 +20,16 @@ import jax.numpy as jnp
 
 from msa_jax.config import MemoryConfig
 from msa_jax.core import attention, pooling, rope, routing, segments
+from msa_jax.core.index import MemoryIndex, memory_index
 from msa_jax.core.segments import Segments
+from msa_jax.kernels.routing import RoutingKeys
+from msa_jax.memory import parallel
 from msa_jax.modules.layers import RMSNorm
 from msa_jax.modules.state import (
     CacheSlots,
     Context,
     LayerCache,
     LayerMemory,
-    MemoryIndex,
     Routing,
 )
 from msa_jax.typing import Array, Float
@@ -124,12 +125,7 @@ class MemorySparseAttention(nn.Module):
 
     def index(self, memory_segments: Segments, num_documents: int | None = None) -> MemoryIndex:
         """The chunk table of aligned memory rows."""
-        pooling_size = self.memory.pooling_kernel_size
-        chunk_doc = segments.chunk_documents(memory_segments.doc_ids, pooling_size)
-        if num_documents is None:
-            num_documents = chunk_doc.shape[-1]
-        row_chunks = memory_segments.doc_ids.shape[-1] // pooling_size
-        return MemoryIndex(chunk_doc, num_documents, row_chunks)
+        return index_rows(memory_segments, self.memory.pooling_kernel_size, num_documents)
 
     def encode_documents(
         self,
@@ -174,8 +170,9 @@ class MemorySparseAttention(nn.Module):
             x: normed hidden states.
             active_segments: roles and positions; tokens of role 0 route.
             layer_memory: documents to route over; None to reuse the context in `cache`.
-            index: chunk table of `layer_memory`.
-            cache: keys and values of earlier tokens; None to see `x` alone.
+            index: chunk table of `layer_memory`; with a cache, documents ascend in it.
+            cache: keys and values of earlier tokens. None to see `x` alone and to get the scores
+                of all documents, as in training; with a cache only the best are searched for.
             slots: where `x` goes in `cache`.
             similarity: of routing queries and keys.
 
@@ -184,10 +181,10 @@ class MemorySparseAttention(nn.Module):
         """
         queries, keys, values = self._project(x, active_segments.segment_pos)
         if cache is None:
-            mask = segments.local_mask(active_segments.doc_ids)
+            choose, mask = self._score, segments.local_mask(active_segments.doc_ids)
             cache = LayerCache(keys, values)
         else:
-            mask = slots.mask
+            choose, mask = self._search, slots.mask
             cache = LayerCache(
                 _write(cache.keys, keys, slots.start),
                 _write(cache.values, values, slots.start),
@@ -195,7 +192,11 @@ class MemorySparseAttention(nn.Module):
             )
         chosen = None
         if self.routed and layer_memory is not None:
-            chosen = self._route(x, active_segments, layer_memory, index, similarity)
+            router_queries = routing.routing_queries(
+                self.router.query(x), self.num_kv_heads, similarity
+            ).reshape(*x.shape[:-1], -1)
+            query_mask = active_segments.doc_ids == segments.QUERY
+            chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)
             context = _gather(layer_memory, index, chosen, self.dtype)
             cache = dataclasses.replace(cache, context=context)
         local = (cache.keys, cache.values)
@@ -226,23 +227,39 @@ class MemorySparseAttention(nn.Module):
             return pooled.reshape(pooled.shape[0], -1, *pooled.shape[-2:])
 
         router_keys = routing.routing_keys(pool(self.router.key(x)), similarity)
-        return LayerMemory(*(x.astype(self.dtype) for x in (router_keys, pool(keys), pool(values))))
+        router_keys = router_keys.reshape(*router_keys.shape[:-2], -1)
+        return LayerMemory(
+            RoutingKeys(router_keys.astype(self.dtype)),
+            *(pool(x).astype(self.dtype) for x in (keys, values)),
+        )
 
-    def _route(self, x, active_segments, layer_memory, index, similarity) -> Routing:
-        queries = routing.routing_queries(self.router.query(x), self.num_kv_heads, similarity)
-        scores = jax.vmap(partial(routing.document_scores, num_documents=index.num_documents))(
-            queries.astype(self.dtype),
-            active_segments.doc_ids == segments.QUERY,
-            layer_memory.router_keys,
-            index.chunk_doc,
-        )
-        if index.doc_mask is not None:
-            scores = jnp.where(index.doc_mask, scores, -jnp.inf)
+    def _score(self, queries, query_mask, keys: RoutingKeys, index) -> Routing:
+        """Scores all documents, for the router's loss, and chooses among them."""
+        queries = queries.astype(keys.values.dtype)
+        scores = parallel.document_scores(queries, query_mask, keys.values, index)
         # Selection is hard: the router learns from the auxiliary loss alone.
-        top_scores, top_docs = routing.top_documents(
-            jax.lax.stop_gradient(scores), self.memory.top_k_docs
-        )
-        return Routing(scores, top_scores, top_docs)
+        top = routing.top_documents(jax.lax.stop_gradient(scores), self.memory.top_k_docs)
+        return Routing(*top, scores)
+
+    def _search(self, queries, query_mask, keys: RoutingKeys, index) -> Routing:
+        """Finds the best documents without scores of all the others."""
+        top_k_docs = min(self.memory.top_k_docs, index.num_documents)
+        return Routing(*parallel.route(queries, query_mask, keys, index, top_k_docs))
+
+
+def index_rows(
+    memory_segments: Segments, pooling_kernel_size: int, num_documents: int | None = None
+) -> MemoryIndex:
+    """The chunk table of aligned memory rows `[G, R, S]`.
+
+    `num_documents` is the number of chunks by default, which is always enough.
+    """
+    _, num_rows, row_tokens = memory_segments.doc_ids.shape
+    chunk_doc = segments.chunk_documents(memory_segments.doc_ids, pooling_kernel_size)
+    if num_documents is None:
+        num_documents = chunk_doc.shape[-1]
+    # No document crosses a row.
+    return memory_index(chunk_doc, num_documents, row_tokens // pooling_kernel_size, num_rows)
 
 
 def _projection(num_heads: int, head_dim: int, use_bias: bool, dtype) -> nn.DenseGeneral:
@@ -254,16 +271,6 @@ def _write(cached, new, start):
 
 
 def _gather(layer_memory: LayerMemory, index: MemoryIndex, chosen: Routing, dtype) -> Context:
-    def one_group(keys, values, chunk_doc, top_docs, exists):
-        slots, filled = routing.context_slots(
-            chunk_doc, top_docs, exists, index.num_documents, index.max_document_chunks
-        )
-        return Context(keys[slots].astype(dtype), values[slots].astype(dtype), filled)
-
-    return jax.vmap(one_group)(
-        layer_memory.keys,
-        layer_memory.values,
-        index.chunk_doc,
-        chosen.top_docs,
-        jnp.isfinite(chosen.top_scores),
-    )
+    content = (layer_memory.keys, layer_memory.values)
+    content, mask = parallel.gather_chunks(content, index, chosen.top_docs)
+    return Context(*(x.astype(dtype) for x in content), mask)

@@ -1,6 +1,8 @@
 """What the modules take in and hand out: memories, routing, caches. Explicit pytrees, no state."""
 
-from msa_jax.typing import Array, Bool, Float, Int, pytree, static
+from msa_jax.core.index import MemoryIndex
+from msa_jax.kernels.routing import RoutingKeys
+from msa_jax.typing import Array, Bool, Float, Int, pytree
 
 
 @pytree
@@ -8,32 +10,15 @@ class LayerMemory:
     """What one router layer keeps of the documents: one entry per chunk.
 
     Attributes:
-        router_keys: pooled routing keys, ready for the product (unit length for "cosine").
+        router_keys: pooled routing keys `[*layers, G, C, K*H]`, ready for the product (unit
+            length for "cosine"), in the compute type or in 8 bits.
         keys: pooled keys, after norm and RoPE.
         values: pooled values.
     """
 
-    router_keys: Float[Array, "*layers G C K H"]
+    router_keys: RoutingKeys
     keys: Float[Array, "*layers G C K H"]
     values: Float[Array, "*layers G C K H"]
-
-
-@pytree
-class MemoryIndex:
-    """Which chunk belongs to which document; shared by all layers.
-
-    Attributes:
-        chunk_doc: zero-based document of each chunk, -1 for none. A document's chunks are
-            consecutive.
-        num_documents: M, static.
-        max_document_chunks: chunks of the longest document (static); a row's if in doubt.
-        doc_mask: documents that may be chosen, per query; None for all.
-    """
-
-    chunk_doc: Int[Array, "G C"]
-    num_documents: int = static()
-    max_document_chunks: int = static()
-    doc_mask: Bool[Array, "G B M"] | None = None
 
 
 @pytree
@@ -41,7 +26,7 @@ class Memory:
     """Encoded documents: pooled arrays of every router layer, and the chunk table.
 
     Attributes:
-        layers: `[L_routed, G, C, K, H]` arrays, router layers in ascending order.
+        layers: `[L_routed, G, C, ...]` arrays, router layers in ascending order.
         index: which chunk belongs to which document.
     """
 
@@ -51,11 +36,17 @@ class Memory:
 
 @pytree
 class Routing:
-    """Scores of all documents, and the best ones (zero-based, best first) of one layer."""
+    """What one layer routed to, k = min(top_k_docs, M) documents per query.
 
-    doc_scores: Float[Array, "*layers G B M"]
+    Attributes:
+        top_scores: of the best documents, best first; -inf where there are fewer.
+        top_docs: the best documents, zero-based; -1 where there are fewer.
+        doc_scores: of all documents, differentiable, in training; None over a cache.
+    """
+
     top_scores: Float[Array, "*layers G B k"]
     top_docs: Int[Array, "*layers G B k"]
+    doc_scores: Float[Array, "*layers G B M"] | None = None
 
 
 @pytree

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from msa_jax.config import ModelConfig
 from msa_jax.core import segments
+from msa_jax.core.index import MemoryIndex
 from msa_jax.core.segments import Segments, TokenBlock
-from msa_jax.modules.attention import MemorySparseAttention
+from msa_jax.modules.attention import MemorySparseAttention, index_rows
 from msa_jax.modules.layers import Embedder, GatedMLP, RMSNorm, Unembedder
 from msa_jax.modules.state import (
     Cache,
@@ -28,7 +29,6 @@ from msa_jax.modules.state import (
     LayerCache,
     LayerMemory,
     Memory,
-    MemoryIndex,
     Routing,
 )
 from msa_jax.typing import Array, Bool, Float, Int, pytree
@@ -240,7 +240,10 @@ class Transformer(nn.Module):
         return TrainingOutput(hidden, routing.doc_scores, hidden_states)
 
     def encode(self, memory: TokenBlock, num_documents: int) -> Memory:
-        """Encodes `[G, R, S]` documents, each alone, into pooled arrays (stage 1)."""
+        """Encodes `[G, R, S]` documents, each alone, into pooled arrays (stage 1).
+
+        To route over them, their numbers ascend along the rows.
+        """
         _, outputs = self._layers(
             _Streams(self.embedder(memory.tokens), None),
             _Shared(memory_segments=memory.segments),
@@ -303,9 +306,7 @@ class Transformer(nn.Module):
         return jnp.arange(length) == length - 1
 
     def _index(self, memory: TokenBlock, num_documents: int) -> MemoryIndex:
-        pooling_size = self.config.memory.pooling_kernel_size
-        chunk_doc = segments.chunk_documents(memory.doc_ids, pooling_size)
-        return MemoryIndex(chunk_doc, num_documents, memory.tokens.shape[-1] // pooling_size)
+        return index_rows(memory.segments, self.config.memory.pooling_kernel_size, num_documents)
 
 
 def init_cache(config: ModelConfig, num_groups: int, batch_size: int, num_slots: int) -> Cache:

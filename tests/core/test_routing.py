@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msa_jax.core import routing
+from msa_jax.core.index import memory_index
 from msa_jax.core.losses import info_nce
+from msa_jax.kernels.routing import document_scores, xla
 
 HEAD_DIM, NUM_DOCUMENTS = 4, 4
 SIMILARITIES = ["cosine", "scaled_dot"]
@@ -16,13 +18,10 @@ SIMILARITIES = ["cosine", "scaled_dot"]
 
 def grouped_scores(queries, query_mask, pooled, chunk_doc, similarity):
     """Scores as the model computes them: heads of a group summed first."""
-    return routing.document_scores(
-        routing.routing_queries(queries, pooled.shape[-2], similarity),
-        query_mask,
-        routing.routing_keys(pooled, similarity),
-        chunk_doc,
-        NUM_DOCUMENTS,
-    )
+    grouped = routing.routing_queries(queries, pooled.shape[-2], similarity)
+    keys = routing.routing_keys(pooled, similarity)
+    grouped, keys = (x.reshape(*x.shape[:-2], -1) for x in (grouped, keys))
+    return document_scores(grouped, query_mask, keys, chunk_doc, NUM_DOCUMENTS)
 
 
 @partial(jax.jit, static_argnames="similarity")
@@ -85,33 +84,57 @@ def random_memory(num_chunks, num_documents=NUM_DOCUMENTS):
     return queries, np.array([[1, 1, 0], [0, 1, 1]], bool), pooled, chunk_doc
 
 
-@pytest.mark.parametrize("num_chunks", [3, 8, 10])
-def test_tiles_change_neither_scores_nor_gradients(monkeypatch, num_chunks):
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of four chunks."""
+    monkeypatch.setattr(xla, "_tile_size", lambda queries: 4)
+
+
+def scores_and_gradients(num_chunks):
     queries, query_mask, pooled, chunk_doc = random_memory(num_chunks)
     weights = jnp.arange(2 * NUM_DOCUMENTS, dtype=jnp.float32).reshape(2, NUM_DOCUMENTS)
 
-    def scores_and_gradients():
-        def total(queries, pooled):
-            scores = grouped_scores(queries, query_mask, pooled, chunk_doc, "cosine")
-            return jnp.where(jnp.isfinite(scores), scores * weights, 0.0).sum(), scores
+    def total(queries, pooled):
+        scores = grouped_scores(queries, query_mask, pooled, chunk_doc, "cosine")
+        return jnp.where(jnp.isfinite(scores), scores * weights, 0.0).sum(), scores
 
-        (_, scores), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(
-            queries, pooled
-        )
-        return scores, *gradients
+    (_, scores), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(
+        queries, pooled
+    )
+    return scores, *gradients
 
-    whole = scores_and_gradients()
-    monkeypatch.setattr(routing, "CHUNK_TILE", 4)
-    for tiled, expected in zip(scores_and_gradients(), whole, strict=True):
+
+@pytest.mark.parametrize("num_chunks", [3, 8, 10])
+def test_tiles_change_neither_scores_nor_gradients(num_chunks, request):
+    whole = scores_and_gradients(num_chunks)
+    request.getfixturevalue("small_tiles")
+    for tiled, expected in zip(scores_and_gradients(num_chunks), whole, strict=True):
         np.testing.assert_allclose(tiled, expected, atol=1e-5)
 
 
-def test_the_scores_of_all_tokens_and_chunks_are_never_in_memory_at_once(monkeypatch):
-    monkeypatch.setattr(routing, "CHUNK_TILE", 4)
+def test_the_scores_of_all_tokens_and_chunks_are_never_in_memory_at_once(small_tiles):
     inputs = random_memory(40)
     program = str(jax.make_jaxpr(lambda *x: grouped_scores(*x, "cosine"))(*inputs))
     assert "f32[2,3,4]" in program
     assert "f32[2,3,40]" not in program
+
+
+def test_groups_of_memories_can_be_mapped():
+    """Scores and gradients of several memories at once are those of each alone."""
+    groups = [random_memory(9) for _ in range(2)]
+    groups[1] = (-groups[1][0], *groups[1][1:])
+
+    def loss(queries, query_mask, pooled, chunk_doc):
+        scores = grouped_scores(queries, query_mask, pooled, chunk_doc, "cosine")
+        return jnp.where(jnp.isfinite(scores), scores, 0.0).sum()
+
+    both = jax.vmap(jax.value_and_grad(loss, argnums=(0, 2)))
+    mapped = jax.jit(both)(*(np.stack(x) for x in zip(*groups, strict=True)))
+    for i, group in enumerate(groups):
+        alone = jax.jit(jax.value_and_grad(loss, argnums=(0, 2)))(*group)
+        jax.tree.map(
+            lambda x, y, i=i: np.testing.assert_allclose(x[i], y, atol=1e-5), mapped, alone
+        )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -155,9 +178,9 @@ def test_ties_go_to_the_lower_document():
     np.testing.assert_array_equal(documents, [[1, 3, 0]])
 
 
-def test_more_documents_than_exist_are_clamped_and_absent_ones_come_last():
+def test_more_documents_than_exist_are_clamped_and_absent_ones_are_minus_one():
     scores, documents = routing.top_documents(jnp.array([[0.1, -jnp.inf, 0.3]]), 16)
-    np.testing.assert_array_equal(documents, [[2, 0, 1]])
+    np.testing.assert_array_equal(documents, [[2, 0, -1]])
     np.testing.assert_array_equal(scores, np.array([[0.3, 0.1, -np.inf]], np.float32))
 
 
@@ -169,20 +192,23 @@ def chunk_tables(draw):
     for document in draw(st.permutations(range(NUM_DOCUMENTS))):
         chunk_doc += [-1] * draw(st.integers(0, 1)) + [document] * sizes[document]
     chunk_doc += [-1] * (16 - len(chunk_doc))
-    chosen = draw(st.permutations(range(NUM_DOCUMENTS)))[:2]
-    exists = draw(st.tuples(st.booleans(), st.booleans()))
-    return chunk_doc, chosen, exists
+    chosen = draw(st.permutations([-1, *range(NUM_DOCUMENTS)]))[:2]
+    return chunk_doc, chosen
 
 
 @settings(max_examples=50, deadline=None)
 @given(chunk_tables())
 def test_context_slots_hold_the_chunks_of_the_chosen_documents(table):
-    chunk_doc, chosen, exists = table
-    slots, filled = jax.jit(routing.context_slots, static_argnums=(3, 4))(
-        jnp.array(chunk_doc), jnp.array([chosen]), jnp.array([exists]), NUM_DOCUMENTS, 3
-    )
+    chunk_doc, chosen = table
+
+    @jax.jit
+    def slots_of(chunk_doc, chosen):
+        index = memory_index(chunk_doc[None], NUM_DOCUMENTS, max_document_chunks=3)
+        return routing.context_slots(index.first_chunk[0], index.num_chunks[0], chosen, 3)
+
+    slots, filled = slots_of(jnp.array(chunk_doc), jnp.array([chosen]))
     for k in range(2):
-        wanted = [c for c, owner in enumerate(chunk_doc) if owner == chosen[k] and exists[k]]
+        wanted = [c for c, owner in enumerate(chunk_doc) if owner == chosen[k] != -1]
         own = slice(3 * k, 3 * k + 3)
         assert slots[0, own][filled[0, own]].tolist() == wanted
         assert filled[0, own].tolist() == [i < len(wanted) for i in range(3)]

@@ -1,0 +1,1 @@
+"""Memories on devices: shared by a mesh, searched where they lie."""

@@ -1,0 +1,226 @@
+"""Memory Parallel: every device routes over its own chunks, and only what was chosen moves.
+
+Under a mesh (`jax.set_mesh`), chunks lie on its axis `memory`, groups on `data` and `fsdp`; all
+other axes repeat the work, and so does an axis that does not divide what lies on it. Kernels are
+called on each device's own part, since the compiler cannot cut them, so that a mesh needs nothing
+else of a caller. Without a mesh, or inside a caller's own `shard_map`, these are plain calls.
+
+Each device holds whole documents: a document's score is computed in one place, and results are
+those of one device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from msa_jax.core.index import MemoryIndex
+from msa_jax.core.routing import context_slots
+from msa_jax.kernels import routing
+from msa_jax.kernels.routing import RoutingKeys
+from msa_jax.sharding.rules import GROUP_AXES
+from msa_jax.typing import Array, Bool, Float, Int, PyTree
+
+MEMORY_AXIS = "memory"
+
+
+def route(
+    queries: Float[Array, "G B T D"],
+    query_mask: Bool[Array, "G B T"],
+    keys: RoutingKeys,
+    index: MemoryIndex,
+    top_k_docs: int,
+) -> tuple[Float[Array, "G B k"], Int[Array, "G B k"]]:
+    """The best documents for each query of each group; see `kernels.routing.route`.
+
+    Args:
+        queries: grouped routing queries.
+        query_mask: tokens that route.
+        keys: `[G, C, D]`, of every chunk.
+        index: documents of the chunks, in ascending order.
+        top_k_docs: documents per query.
+
+    Returns:
+        Scores and documents, best first, ties to the lower id; -inf and -1 where there are fewer.
+    """
+
+    def search(axis, chunked, whole):
+        found = _map_groups(
+            lambda keys, chunk_doc, queries, query_mask, doc_mask: routing.route(
+                queries,
+                query_mask,
+                keys,
+                chunk_doc,
+                top_k_docs=top_k_docs,
+                max_document_chunks=index.max_document_chunks,
+                doc_mask=doc_mask,
+            ),
+            *chunked,
+            *whole,
+        )
+        return found if axis is None else _best_of_shards(axis, *found)
+
+    return _on_mesh(
+        search, index.num_blocks, (keys, index.chunk_doc), (queries, query_mask, index.doc_mask)
+    )
+
+
+def document_scores(
+    queries: Float[Array, "G B T D"],
+    query_mask: Bool[Array, "G B T"],
+    keys: Float[Array, "G C D"],
+    index: MemoryIndex,
+) -> Float[Array, "G B M"]:
+    """Scores of all documents, differentiable; see `kernels.routing.document_scores`.
+
+    Args:
+        queries: grouped routing queries, in the type of the keys.
+        query_mask: tokens that route.
+        keys: of every chunk.
+        index: documents of the chunks; one that does not exist or is masked out scores -inf.
+    """
+
+    def score(axis, chunked, whole):
+        queries, query_mask, first_chunk, num_chunks = whole
+        scores = _map_groups(
+            partial(routing.document_scores, num_documents=index.num_documents),
+            queries,
+            query_mask,
+            *chunked,
+        )
+        if axis is None:
+            return scores
+        _, own = _local(axis, first_chunk, chunked[0].shape[1])
+        # A sum of one score and zeros, because a maximum over devices has no derivative.
+        scores = jax.lax.psum(jnp.where(own[:, None], scores, 0.0), axis)
+        return jnp.where(num_chunks[:, None] > 0, scores, -jnp.inf)
+
+    scores = _on_mesh(
+        score,
+        index.num_blocks,
+        (keys, index.chunk_doc),
+        (queries, query_mask, index.first_chunk, index.num_chunks),
+    )
+    if index.doc_mask is None:
+        return scores
+    return jnp.where(index.doc_mask, scores, -jnp.inf)
+
+
+def gather_chunks(
+    content: PyTree, index: MemoryIndex, chosen: Int[Array, "G B k"]
+) -> tuple[PyTree, Bool[Array, "G B X"]]:
+    """Content of all chunks of the chosen documents, differentiable.
+
+    Args:
+        content: a pytree of `[G, C, ...]` arrays.
+        index: where documents are.
+        chosen: documents of each query, -1 for none.
+
+    Returns:
+        `[G, B, X, ...]` arrays with X = k * max_document_chunks slots, zero where a slot holds no
+        chunk, and which slots hold one.
+    """
+
+    def gather(axis, content, whole):
+        slots = partial(context_slots, max_document_chunks=index.max_document_chunks)
+        slots, filled = jax.vmap(slots)(*whole)
+        own = filled
+        if axis is not None:
+            slots, inside = _local(axis, slots, jax.tree.leaves(content)[0].shape[1])
+            own = filled & inside
+
+        def pick(x):
+            picked = jax.vmap(lambda x, at: x[at])(x, slots)
+            return jnp.where(own.reshape(*own.shape, *[1] * (x.ndim - 2)), picked, 0)
+
+        picked = jax.tree.map(pick, content)
+        return picked if axis is None else jax.lax.psum(picked, axis), filled
+
+    return _on_mesh(
+        gather, index.num_blocks, content, (index.first_chunk, index.num_chunks, chosen)
+    )
+
+
+def shard_axes(
+    mesh: Mesh | AbstractMesh, num_groups: int, num_blocks: int
+) -> tuple[tuple[str, ...], str | None]:
+    """The mesh axes that groups and chunks lie on; those that do not divide them are left out."""
+    free = _free_axes(mesh)
+    groups = tuple(axis for axis in GROUP_AXES if axis in free)
+    if num_groups % math.prod(mesh.shape[axis] for axis in groups):
+        groups = ()
+    shards = mesh.shape[MEMORY_AXIS] if MEMORY_AXIS in free else 1
+    return groups, MEMORY_AXIS if shards > 1 and num_blocks % shards == 0 else None
+
+
+def _free_axes(mesh: Mesh | AbstractMesh) -> set[str]:
+    """Axes that no `shard_map` around this call has taken."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {axis for axis, kind in kinds if kind != AxisType.Manual}
+
+
+def _on_mesh(
+    compute: Callable[[str | None, PyTree, PyTree], PyTree],
+    num_blocks: int,
+    chunked: PyTree,
+    whole: PyTree,
+) -> PyTree:
+    """`compute(axis, chunked, whole)` on every device's groups and chunks.
+
+    Args:
+        compute: also gets the name of the axis that chunks lie on, None if each device has all.
+        num_blocks: equal parts of the chunks that cut no document.
+        chunked: a pytree of `[G, C, ...]` arrays.
+        whole: a pytree of `[G, ...]` arrays that every device needs for its groups.
+
+    Returns:
+        A pytree of `[G, ...]` arrays, the same on all devices that share a memory.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = _free_axes(mesh)
+    if math.prod(mesh.shape[axis] for axis in free) == 1:
+        return compute(None, chunked, whole)
+    groups, axis = shard_axes(mesh, whole[0].shape[0], num_blocks)
+    return jax.shard_map(
+        partial(compute, axis),
+        in_specs=(P(groups, axis), P(groups)),
+        out_specs=P(groups),
+        axis_names=free,
+        check_vma=False,  # Kernels do not say over which axes their results vary.
+    )(chunked, whole)
+
+
+def _map_groups(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """`fn` of every group."""
+    if jax.tree.leaves(args)[0].shape[0] != 1:
+        return jax.vmap(fn)(*args)
+    # One group stays as it is: a kernel under vmap takes slices, and a slice is a copy.
+    first = jax.tree.map(lambda x: x[0], args)
+    return jax.tree.map(lambda x: x[None], fn(*first))
+
+
+def _best_of_shards(
+    axis: str, scores: Float[Array, "G B k"], docs: Int[Array, "G B k"]
+) -> tuple[Float[Array, "G B k"], Int[Array, "G B k"]]:
+    """The best of what every device found in its part of the memory."""
+    # One message instead of two: scores travel as the integers with the same bits.
+    packed = jnp.stack([jax.lax.bitcast_convert_type(scores, jnp.int32), docs])
+    packed = jax.lax.all_gather(packed, axis, axis=-1, tiled=True)
+    scores_of_all = jax.lax.bitcast_convert_type(packed[0], scores.dtype)
+    order = (-scores_of_all, packed[1], scores_of_all)
+    _, best_docs, best = jax.lax.sort(order, num_keys=2)
+    return best[..., : scores.shape[-1]], best_docs[..., : scores.shape[-1]]
+
+
+def _local(
+    axis: str, chunks: Int[Array, "*any"], num_local: int
+) -> tuple[Int[Array, "*any"], Bool[Array, "*any"]]:
+    """Where chunks are on this device (the nearest place if they are not), and whether they are."""
+    at = chunks - jax.lax.axis_index(axis) * num_local
+    return jnp.clip(at, 0, num_local - 1), (at >= 0) & (at < num_local)
