@@ -26,6 +26,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from msa_jax.typing import Array, Float
 
 _COMPUTE_WARPGROUPS = 2
+_WARPGROUP_CHUNKS = 64  # Rows of one WGMMA.
+_TILE_CHUNKS = _COMPUTE_WARPGROUPS * _WARPGROUP_CHUNKS
+_MAX_TILE_TOKENS = 256  # Columns of one WGMMA; its accumulators fill the registers.
 _SHARED_BYTES = 219 * 1024  # Of a block's 227 KB; barriers and reductions take the rest.
 _MIN_RING_BYTES = 64 * 1024
 _MAX_STAGES = 12
@@ -42,7 +45,6 @@ class Plan:
     """Tile sizes of one call.
 
     Attributes:
-        warpgroup_chunks: chunks of a tile that one warpgroup multiplies.
         query_tokens: tokens per query after padding.
         tile_queries: queries in a tile of tokens; 1 where a query spans several tiles.
         tile_tokens: tokens in a tile.
@@ -51,17 +53,12 @@ class Plan:
         resident: queries stay in shared memory.
     """
 
-    warpgroup_chunks: int
     query_tokens: int
     tile_queries: int
     tile_tokens: int
     tile_bytes: int
     stages: int
     resident: bool
-
-    @property
-    def tile_chunks(self) -> int:
-        return _COMPUTE_WARPGROUPS * self.warpgroup_chunks
 
     @property
     def tiles_per_query(self) -> int:
@@ -112,22 +109,20 @@ def make_plan(batch: int, tokens: int, dims: int, itemsize: int) -> Plan:
     tile_bytes = next((size for size in _TILE_BYTES[itemsize] if row_bytes % size == 0), None)
     if tile_bytes is None:
         raise NotImplementedError(f"keys with rows of {row_bytes} bytes")
-    total = batch * _round_up(tokens, 8)
-    # All tokens in one tile, resident, if that leaves a deep enough ring of key stages.
-    query_bytes = total * row_bytes
-    resident = total <= 256 and query_bytes + _MIN_RING_BYTES <= _SHARED_BYTES
-    warpgroup_chunks, max_tokens = (64, 256) if resident else (128, 128)
-    query_tokens = _round_up(tokens, 8 if tokens <= max_tokens else max_tokens)
-    tile_queries = min(batch, max(max_tokens // query_tokens, 1))
-    tile_tokens = min(tile_queries * query_tokens, max_tokens)
-    tile_chunks = _COMPUTE_WARPGROUPS * warpgroup_chunks
-    stage_bytes = (tile_chunks + (0 if resident else tile_tokens)) * tile_bytes
-    output_bytes = tile_chunks * tile_queries * 4
-    free = _SHARED_BYTES - output_bytes - (query_bytes if resident else 0)
-    stages = min(free // stage_bytes, _MAX_STAGES)
-    return Plan(
-        warpgroup_chunks, query_tokens, tile_queries, tile_tokens, tile_bytes, stages, resident
-    )
+    query_tokens = _round_up(tokens, 8 if tokens <= _MAX_TILE_TOKENS else _MAX_TILE_TOKENS)
+    tile_queries = min(batch, max(_MAX_TILE_TOKENS // query_tokens, 1))
+    tile_tokens = min(tile_queries * query_tokens, _MAX_TILE_TOKENS)
+    free = _SHARED_BYTES - 4 * _TILE_CHUNKS * tile_queries
+    # Resident, if all queries leave room for enough keys in flight to cover the latency.
+    query_bytes = batch * query_tokens * row_bytes
+    all_in_one = batch * query_tokens == tile_tokens
+    resident = all_in_one and query_bytes + _MIN_RING_BYTES <= free
+    if resident:
+        stages = (free - query_bytes) // (_TILE_CHUNKS * tile_bytes)
+    else:
+        stages = free // ((_TILE_CHUNKS + tile_tokens) * tile_bytes)
+    stages = min(stages, _MAX_STAGES)
+    return Plan(query_tokens, tile_queries, tile_tokens, tile_bytes, stages, resident)
 
 
 def _chunk_scores(queries, keys, interpret):
@@ -137,12 +132,12 @@ def _chunk_scores(queries, keys, interpret):
     extra_queries = -batch % plan.tile_queries
     padding = ((0, extra_queries), (0, plan.query_tokens - tokens), (0, 0))
     queries = jnp.pad(queries, padding, mode="edge").reshape(-1, dims)
-    num_tiles = -(-keys.shape[0] // plan.tile_chunks)
+    num_tiles = -(-keys.shape[0] // _TILE_CHUNKS)
     num_blocks = min(num_tiles, 2 if interpret else jax.devices()[0].core_count)
     out = plgpu.kernel(
         partial(_kernel, plan=plan),
         out_type=jax.ShapeDtypeStruct(
-            (batch + extra_queries, num_tiles * plan.tile_chunks), jnp.float32
+            (batch + extra_queries, num_tiles * _TILE_CHUNKS), jnp.float32
         ),
         grid=(num_blocks,),
         grid_names=("block",),
@@ -158,14 +153,17 @@ def _kernel(queries, keys, out, *, plan: Plan):
     dtype = keys.dtype
     tile_dims = plan.tile_bytes // dtype.itemsize
     num_steps = keys.shape[1] // tile_dims
-    tiles = (plgpu.TilingTransform((_FETCHED_ROWS, tile_dims)), plgpu.SwizzleTransform(plan.tile_bytes))
+    tiles = (
+        plgpu.TilingTransform((_FETCHED_ROWS, tile_dims)),
+        plgpu.SwizzleTransform(plan.tile_bytes),
+    )
     query_slots = num_steps if plan.resident else plan.stages
     copies = 1 if plan.resident else 2
     pl.run_scoped(
         partial(_run_block, queries, keys, out, plan=plan),
-        plgpu.SMEM((plan.stages, plan.tile_chunks, tile_dims), dtype, transforms=tiles),
+        plgpu.SMEM((plan.stages, _TILE_CHUNKS, tile_dims), dtype, transforms=tiles),
         plgpu.SMEM((query_slots, plan.tile_tokens, tile_dims), dtype, transforms=tiles),
-        plgpu.SMEM((_COMPUTE_WARPGROUPS, plan.tile_queries, plan.warpgroup_chunks), jnp.float32),
+        plgpu.SMEM((_COMPUTE_WARPGROUPS, plan.tile_queries, _WARPGROUP_CHUNKS), jnp.float32),
         plgpu.Barrier(num_arrivals=copies, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=num_steps) if plan.resident else None,
@@ -180,7 +178,7 @@ def _run_block(
     num_steps = keys.shape[1] // tile_dims
     warpgroup, block = lax.axis_index("warpgroup"), lax.axis_index("block")
     num_blocks = lax.axis_size("block")
-    num_tiles = out.shape[1] // plan.tile_chunks
+    num_tiles = out.shape[1] // _TILE_CHUNKS
     my_tiles = (num_tiles - block + num_blocks - 1) // num_blocks
     token_tiles = queries.shape[0] // plan.tile_tokens
     steps_per_tile = token_tiles * num_steps
@@ -202,7 +200,7 @@ def _run_block(
             tile = block + lax.div(i, steps_per_tile) * num_blocks
             within = lax.rem(i, steps_per_tile)
             dims = pl.ds(lax.rem(within, num_steps) * tile_dims, tile_dims)
-            chunks = pl.ds(tile * plan.tile_chunks, plan.tile_chunks)
+            chunks = pl.ds(tile * _TILE_CHUNKS, _TILE_CHUNKS)
             _copy(keys.at[chunks, dims], key_smem.at[slot], filled.at[slot])
             if not plan.resident:
                 tokens = pl.ds(lax.div(within, num_steps) * plan.tile_tokens, plan.tile_tokens)
@@ -217,7 +215,7 @@ def _run_block(
         plgpu.set_max_registers(_REGISTERS["compute"], action="increase")
         if plan.resident:
             plgpu.barrier_wait(queries_here)
-        rows = pl.ds(warpgroup * plan.warpgroup_chunks, plan.warpgroup_chunks)
+        rows = pl.ds(warpgroup * _WARPGROUP_CHUNKS, _WARPGROUP_CHUNKS)
         output = out_smem.at[warpgroup]
         accumulator = jnp.int32 if jnp.issubdtype(keys.dtype, jnp.integer) else jnp.float32
 
@@ -240,7 +238,7 @@ def _run_block(
 
                 return acc[...]
 
-            shape = (plan.warpgroup_chunks, plan.tile_tokens)
+            shape = (_WARPGROUP_CHUNKS, plan.tile_tokens)
             found = pl.run_scoped(products, plgpu.ACC(shape, accumulator))
             plgpu.barrier_arrive(emptied.at[lax.rem(first_step + num_steps - 1, plan.stages)])
             width = plan.tile_tokens // plan.tile_queries
@@ -250,7 +248,7 @@ def _run_block(
 
         @pl.loop(0, my_tiles)
         def _tile(i):
-            chunk = (block + i * num_blocks) * plan.tile_chunks
+            chunk = (block + i * num_blocks) * _TILE_CHUNKS
 
             @pl.loop(0, token_tiles // plan.tiles_per_query)
             def _queries(j):
@@ -272,7 +270,7 @@ def _run_block(
                 plgpu.commit_smem()
                 where = (
                     pl.ds(j * plan.tile_queries, plan.tile_queries),
-                    pl.ds(chunk + warpgroup * plan.warpgroup_chunks, plan.warpgroup_chunks),
+                    pl.ds(chunk + warpgroup * _WARPGROUP_CHUNKS, _WARPGROUP_CHUNKS),
                 )
                 plgpu.copy_smem_to_gmem(output, out.at[where])
 
