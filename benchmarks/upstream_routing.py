@@ -1,0 +1,46 @@
+"""Routing as upstream's engine does it, in JAX: what `msa_jax.kernels.routing` is compared with."""
+
+import jax
+import jax.numpy as jnp
+
+from msa_jax.core.routing import normalize
+from msa_jax.typing import Array, Bool, Float, Int
+
+SLICE_CHUNKS = 16_384
+
+
+def route_per_head(
+    queries: Float[Array, "B T N H"],
+    query_mask: Bool[Array, "B T"],
+    keys: Float[Array, "C K*H"],
+    chunk_doc: Int[Array, " C"],
+    num_documents: int,
+    top_k_docs: int,
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """The best documents, from the scores of every head of every token with every chunk.
+
+    Memory is taken in slices; keys are repeated for all heads of their group; the scores of a
+    slice are averaged over heads, maximised over tokens and scattered into documents.
+    """
+    num_chunks = chunk_doc.shape[0]
+    size = min(SLICE_CHUNKS, num_chunks)
+    batch, _, num_heads, head_dim = queries.shape
+    group_size = num_heads * head_dim // keys.shape[1]
+    queries = normalize(queries).astype(keys.dtype)
+
+    def add_slice(i: int, documents: Float[Array, "B M"]) -> Float[Array, "B M"]:
+        # The last slice starts early enough to be whole; maxima may be taken twice.
+        start = jnp.minimum(i * size, num_chunks - size)
+        part = jax.lax.dynamic_slice_in_dim(keys, start, size).reshape(size, -1, head_dim)
+        part = jnp.repeat(normalize(part).astype(keys.dtype), group_size, axis=1)
+        per_head = jnp.einsum("btnh,cnh->bntc", queries, part)
+        # XLA would find out that the mean over heads can go before the product.
+        per_head = jax.lax.optimization_barrier(per_head)
+        scores = per_head.mean(axis=1, dtype=jnp.float32)
+        scores = jnp.where(query_mask[..., None], scores, -jnp.inf).max(axis=1)
+        owners = jax.lax.dynamic_slice_in_dim(chunk_doc, start, size)
+        return documents.at[:, owners].max(scores)
+
+    documents = jnp.full((batch, num_documents), -jnp.inf)
+    documents = jax.lax.fori_loop(0, -(-num_chunks // size), add_slice, documents)
+    return jax.lax.top_k(documents, min(top_k_docs, num_documents))
