@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from msa_jax.config import ConfigError
@@ -20,8 +21,10 @@ from msa_jax.data.examples import token_block
 from msa_jax.data.pipeline import DataConfig, TextDataset
 from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import generate_greedy
+from msa_jax.memory.placement import place_memory
 from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer
+from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.typing import PyTree
 
 
@@ -93,14 +96,17 @@ def measure_scaling(
             f"evaluation.documents {config.documents} hold {total} tokens, fewer than the "
             f"largest of evaluation.memory_tokens ({max(config.memory_tokens)})."
         )
+    params = jax.device_put(params)
     with tqdm(total=total, desc="encode", unit="tok", unit_scale=True) as bar:
         memory = encode_documents(
             model, params, held_out.documents, data.row_tokens, config.rows_per_batch, bar.update
         )
-    params, memory = jax.device_put((params, memory))
+    mesh = _mesh_of(params)
+    memory = place_memory(memory, mesh)
     points = []
     batches = held_out.batches(config.batch_size)
-    with tqdm(total=len(batches) * len(config.memory_tokens), desc="ask", unit="batch") as bar:
+    rounds = len(batches) * len(config.memory_tokens)
+    with jax.set_mesh(mesh), tqdm(total=rounds, desc="ask", unit="batch") as bar:
         for memory_tokens in config.memory_tokens:
             answers = []
             for batch in batches:
@@ -108,6 +114,14 @@ def measure_scaling(
                 bar.update()
             points += _by_kind(memory_tokens, answers, model.config.router_layers)
     return points
+
+
+def _mesh_of(params: PyTree) -> Mesh:
+    """The mesh that parameters lie on, or one of the first device."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        return sharding.mesh
+    return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 @dataclasses.dataclass(frozen=True)

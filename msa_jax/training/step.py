@@ -52,6 +52,7 @@ class StageProgram:
     ):
         self.stage = stage
         self._model = model
+        self._mesh = mesh
         self._optimizer = make_optimizer(optimizer, stage)
         params = jax.eval_shape(partial(init_params, model.config), jax.random.key(0))
         abstract = jax.eval_shape(self._start, params)
@@ -84,7 +85,9 @@ class StageProgram:
         def loss(trained):
             return training_loss(self._model, join_params(trained, frozen), batch, self.stage)
 
-        (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+        # So that routing is spread over the mesh by us: the compiler cannot cut its kernels.
+        with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+            (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         updates, optimizer = self._optimizer.update(gradients, state.optimizer, trained)
         params = join_params(optax.apply_updates(trained, updates), frozen)
         metrics["grad_norm"] = optax.tree.norm(gradients)

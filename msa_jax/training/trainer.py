@@ -65,7 +65,8 @@ def initial_params(config: TrainConfig, mesh: Mesh) -> PyTree:
     if config.init_from is not None:
         loaded = huggingface.load_params(config.init_from, config.model, key)
         return jax.device_put(loaded, shardings)
-    return jax.jit(init, out_shardings=shardings)(key)
+    with jax.set_mesh(mesh):
+        return jax.jit(init, out_shardings=shardings)(key)
 
 
 def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResult:
