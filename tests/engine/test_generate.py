@@ -1,9 +1,12 @@
+import jax
 import numpy as np
 import pytest
 
 from msa_jax.core.segments import RESPONSE, TokenBlock
 from msa_jax.engine.generate import generate_greedy
+from msa_jax.memory.placement import place_memory
 from msa_jax.modules.transformer import Transformer
+from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.modules.tiny import compiled, model_config, random_params, rows_of, sequences_of
 
 NEW_TOKENS, TOP_K = 4, 2
@@ -14,9 +17,17 @@ PROMPTS = [(RNG.integers(64, size=n), 1) for n in (8, 6)]
 
 
 @pytest.fixture(scope="module")
-def generated():
-    model = Transformer(model_config())
-    params = random_params(model.config)
+def model():
+    return Transformer(model_config())
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return random_params(model.config)
+
+
+@pytest.fixture(scope="module")
+def generated(model, params):
     call = compiled(model.config, params)
     memory = call(MEMORY, num_documents=4, method="encode")
     prompts = sequences_of(PROMPTS, 8, TOP_K)
@@ -52,3 +63,15 @@ def test_what_was_routed_to_is_returned(generated):
     scores = np.take_along_axis(np.asarray(expected), best, axis=-1)
     np.testing.assert_allclose(routing.top_scores, scores, atol=1e-5)
     assert routing.doc_scores is None
+
+
+def test_a_memory_on_many_devices_gives_the_same(generated, model, params):
+    call, tokens, routing = generated
+    mesh = make_mesh(MeshConfig(data=2, memory=2))
+    memory = place_memory(call(MEMORY, num_documents=4, method="encode"), mesh)
+    with jax.set_mesh(mesh):
+        prompts = sequences_of(PROMPTS, 8, TOP_K)
+        ours, our_routing = generate_greedy(model, params, prompts, memory, NEW_TOKENS)
+    np.testing.assert_array_equal(ours, tokens)
+    np.testing.assert_array_equal(our_routing.top_docs, routing.top_docs)
+    np.testing.assert_allclose(our_routing.top_scores, routing.top_scores, atol=1e-5)

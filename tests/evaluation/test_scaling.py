@@ -17,6 +17,8 @@ from msa_jax.evaluation.report import format_table, write_report
 from msa_jax.evaluation.scaling import ScalingConfig, ScalingPoint, measure_scaling
 from msa_jax.modules.init import init_params, init_routers
 from msa_jax.modules.transformer import Transformer
+from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from msa_jax.sharding.rules import state_shardings
 
 WORDS = [
     "amber",
@@ -101,6 +103,16 @@ def test_an_untrained_router_that_shares_its_projections_matches_words(corpus, m
         [p.best_layer("recall@1")[1] for p in measure_scaling(*configs(corpus), model, noise)]
     )
     assert lost < found - 0.2
+
+
+def test_parameters_on_a_mesh_are_measured_there_with_the_same_result(corpus, model):
+    params = init_params(model.config, jax.random.key(0))
+    mesh = make_mesh(MeshConfig(tensor=2, memory=2))
+    placed = jax.device_put(params, state_shardings(params, mesh))
+    evaluation = configs(corpus, memory_tokens=(60,))
+    assert measure_scaling(*evaluation, model, placed) == measure_scaling(
+        *evaluation, model, params
+    )
 
 
 def test_memories_are_nested_and_hold_what_the_question_needs(corpus, model):
