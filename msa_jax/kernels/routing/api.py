@@ -26,7 +26,7 @@ from msa_jax.typing import Array, Bool, Float, Int
 # How many candidates an 8-bit scan hands to the exact scores, per document asked for.
 CANDIDATES_PER_DOCUMENT = 4
 
-_BACKENDS: dict[str, Callable[[Array, Array], Array]] = {
+_BACKENDS: dict[str, Callable[[Array, Array, Array | int | None], Array]] = {
     "pallas_gpu": pallas_gpu.chunk_scores,
     "pallas_tpu": pallas_tpu.chunk_scores,
     "xla": xla.chunk_scores,
@@ -37,12 +37,13 @@ _DEFAULTS = {"gpu": ("pallas_gpu", "xla"), "tpu": ("pallas_tpu", "xla")}
 def route(
     queries: Float[Array, "B T D"],
     query_mask: Bool[Array, "B T"],
-    keys: RoutingKeys | Float[Array, "C D"],
+    keys: RoutingKeys | Float[Array, "*memories C D"],
     chunk_doc: Int[Array, " C"],
     *,
     top_k_docs: int,
     max_document_chunks: int,
     doc_mask: Bool[Array, "*B M"] | None = None,
+    memory: Int[Array, ""] | int | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
     """The best documents for each query, best first, ties to the lower id.
@@ -52,13 +53,16 @@ def route(
     Args:
         queries: grouped routing queries; cast to the type of the keys.
         query_mask: tokens that route. A query without any finds no document.
-        keys: of every chunk. With 8-bit keys that bring their exact form along, four times
-            as many candidates as asked for are scored again exactly.
+        keys: of every chunk: `[C, D]`, or `[S, C, D]` with `memory`. With 8-bit keys that bring
+            their exact form along, four times as many candidates as asked for are scored again
+            exactly.
         chunk_doc: zero-based document of each chunk. A document's chunks are consecutive, and
             documents ascend; chunks of no document (padding, deleted) are -1 and lie anywhere.
         top_k_docs: documents per query.
         max_document_chunks: chunks of the longest document, or more.
         doc_mask: `[M]` or, per query, `[B, M]`: documents that may be chosen; None for all.
+        memory: which of S stacked memories (layers, say) to search; it may be traced. Slicing one
+            out beforehand would copy it.
         implementation: "xla", "pallas_gpu" or "pallas_tpu"; None for the fastest that can.
 
     Returns:
@@ -70,11 +74,11 @@ def route(
     """
     if not isinstance(keys, RoutingKeys):
         keys = RoutingKeys(keys)
-    _check(queries, query_mask, keys, chunk_doc)
+    _check(queries, query_mask, keys, chunk_doc, memory)
     batch = queries.shape[0]
     if not (chunk_doc.shape[0] and queries.shape[1]):
         return jnp.full((batch, top_k_docs), -jnp.inf), jnp.full((batch, top_k_docs), -1, jnp.int32)
-    scores = _scaled_chunk_scores(queries, query_mask, keys, implementation)
+    scores = _scaled_chunk_scores(queries, query_mask, keys, memory, implementation)
     allowed = _allowed_chunks(chunk_doc, doc_mask) & query_mask.any(axis=1)[:, None]
     scores = jnp.where(allowed, scores, -jnp.inf)
     if keys.exact is None:
@@ -84,7 +88,14 @@ def route(
             scores, chunk_doc, CANDIDATES_PER_DOCUMENT * top_k_docs, max_document_chunks
         )
         found = rescore(
-            queries, query_mask, keys.exact, chunk_doc, candidates, top_k_docs, max_document_chunks
+            queries,
+            query_mask,
+            keys.exact,
+            memory,
+            chunk_doc,
+            candidates,
+            top_k_docs,
+            max_document_chunks,
         )
     return tuple(
         _fill(x, top_k_docs, empty) for x, empty in zip(found, (-jnp.inf, -1), strict=True)
@@ -129,13 +140,7 @@ def chunk_scores(
 
     A query without routing tokens scores -inf; the gradient of a score goes to one best token.
     """
-    # Maxima do not change when a token is repeated, so tokens that do not route become copies
-    # of one that does, and no backend needs a mask.
-    first = jnp.argmax(query_mask, axis=1)[:, None, None]
-    routing = jnp.take_along_axis(queries, first, axis=1)
-    routing = jnp.where(query_mask[..., None], queries, routing)
-    scores = _run_backend(routing, keys, implementation)
-    return jnp.where(query_mask.any(axis=1)[:, None], scores, -jnp.inf)
+    return _largest_products(queries, query_mask, keys, None, implementation)
 
 
 def _chunk_scores_fwd(queries, query_mask, keys, implementation):
@@ -153,21 +158,32 @@ def _chunk_scores_bwd(implementation, residuals, cotangent):
 chunk_scores.defvjp(_chunk_scores_fwd, _chunk_scores_bwd)
 
 
-def _scaled_chunk_scores(queries, query_mask, keys: RoutingKeys, implementation):
+def _scaled_chunk_scores(queries, query_mask, keys: RoutingKeys, memory, implementation):
+    def products(queries):
+        return _largest_products(queries, query_mask, keys.values, memory, implementation)
+
     if keys.scale is None:
-        return chunk_scores(
-            queries.astype(keys.values.dtype), query_mask, keys.values, implementation
-        )
+        return products(queries.astype(keys.values.dtype))
     queries = jnp.where(query_mask[..., None], queries, 0)
-    values, scale = quantize_queries(queries, keys.values.dtype.name)
-    scores = chunk_scores(values, query_mask, keys.values, implementation)
-    return scores * scale[:, None] * keys.scale
+    queries, scale = quantize_queries(queries, keys.values.dtype.name)
+    key_scale = keys.scale if memory is None else keys.scale[memory]
+    return products(queries) * scale[:, None] * key_scale
 
 
-def _run_backend(queries, keys, implementation: str | None):
+def _largest_products(queries, query_mask, keys, memory, implementation):
+    # Maxima do not change when a token is repeated, so tokens that do not route become copies
+    # of one that does, and no backend needs a mask.
+    first = jnp.argmax(query_mask, axis=1)[:, None, None]
+    routing = jnp.take_along_axis(queries, first, axis=1)
+    routing = jnp.where(query_mask[..., None], queries, routing)
+    scores = _run_backend(routing, keys, memory, implementation)
+    return jnp.where(query_mask.any(axis=1)[:, None], scores, -jnp.inf)
+
+
+def _run_backend(queries, keys, memory, implementation: str | None):
     for name in _implementations(implementation):
         try:
-            return _BACKENDS[name](queries, keys)
+            return _BACKENDS[name](queries, keys, memory)
         except NotImplementedError:
             if name == implementation:
                 raise
@@ -197,13 +213,17 @@ def _fill(x: Array, width: int, empty: float) -> Array:
     return jnp.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=empty)
 
 
-def _check(queries, query_mask, keys: RoutingKeys, chunk_doc) -> None:
-    num_chunks, size = keys.values.shape
+def _check(queries, query_mask, keys: RoutingKeys, chunk_doc, memory=None) -> None:
+    *stack, num_chunks, size = keys.values.shape
+    if len(stack) != (memory is not None):
+        raise ValueError(
+            f"keys of shape {keys.values.shape} must be [C, D], or [S, C, D] with memory given."
+        )
     expected = {
         "queries": (queries, (*query_mask.shape, size)),
         "chunk_doc": (chunk_doc, (num_chunks,)),
-        "keys.scale": (keys.scale, (num_chunks,)),
-        "keys.exact": (keys.exact, (num_chunks, size)),
+        "keys.scale": (keys.scale, (*stack, num_chunks)),
+        "keys.exact": (keys.exact, (*stack, num_chunks, size)),
     }
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:

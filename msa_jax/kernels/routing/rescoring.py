@@ -12,7 +12,8 @@ _GATHER_ELEMENTS = 1 << 23
 def rescore(
     queries: Float[Array, "B T D"],
     query_mask: Bool[Array, "B T"],
-    keys: Float[Array, "C D"],
+    keys: Float[Array, "*memories C D"],
+    memory: Int[Array, ""] | int | None,
     chunk_doc: Int[Array, " C"],
     candidates: tuple[Float[Array, "B n"], Int[Array, "B n"], Int[Array, "B n"]],
     top_k_docs: int,
@@ -23,13 +24,14 @@ def rescore(
     Args:
         queries: grouped routing queries.
         query_mask: tokens that route.
-        keys: in full precision.
+        keys: in full precision; `[S, C, D]` if `memory` is given.
+        memory: which of S memories to look in.
         chunk_doc: document of each chunk; a document's chunks are consecutive.
         candidates: scores, documents and one chunk of each, from `select_documents`.
         top_k_docs: documents to keep.
         max_document_chunks: chunks of the longest document, or more.
     """
-    num_chunks, size = keys.shape
+    num_chunks, size = keys.shape[-2:]
     reach = min(max_document_chunks, num_chunks) - 1
     offsets = jnp.arange(-reach, reach + 1, dtype=jnp.int32)
 
@@ -42,7 +44,10 @@ def rescore(
         at = jnp.clip(at, 0, num_chunks - 1)
         own = inside & (chunk_doc[at] == docs[:, None]) & (docs >= 0)[:, None]
         products = jnp.einsum(
-            "td,nwd->nwt", tokens.astype(keys.dtype), keys[at], preferred_element_type=jnp.float32
+            "td,nwd->nwt",
+            tokens.astype(keys.dtype),
+            keys[at] if memory is None else keys[memory, at],
+            preferred_element_type=jnp.float32,
         )
         best = jnp.where(mask, products, -jnp.inf).max(axis=-1)
         best = jnp.where(own, best, -jnp.inf).max(axis=-1)

@@ -1,28 +1,44 @@
 """Chunk scores in plain JAX: runs anywhere, in tiles, and carries the gradient of every backend."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
-from msa_jax.typing import Array, Bool, Float
+from msa_jax.typing import Array, Bool, Float, Int
 
 # Products held at once, B * T * tile: 16 MB in float32.
 _TILE_PRODUCTS = 1 << 22
 _MIN_TILE, _MAX_TILE = 128, 1 << 16
 
 
-def chunk_scores(queries: Float[Array, "B T D"], keys: Float[Array, "C D"]) -> Float[Array, "B C"]:
-    """Largest product of each chunk's key with a query's tokens; see `api.chunk_scores`."""
+def chunk_scores(
+    queries: Float[Array, "B T D"],
+    keys: Float[Array, "*memories C D"],
+    memory: Int[Array, ""] | int | None = None,
+) -> Float[Array, "B C"]:
+    """Largest product of each chunk's key with a query's tokens.
+
+    Args:
+        queries: all of whose tokens count.
+        keys: `[C, D]`, in the type of the queries; or `[S, C, D]` with `memory`.
+        memory: which of S stacked memories to score.
+    """
     exact = jnp.issubdtype(keys.dtype, jnp.integer)
     accumulator = jnp.int32 if exact else jnp.float32
+    if memory is None:
+        keys, memory = keys[None], 0
+    num_chunks, size = keys.shape[1:]
 
-    def score(tile: Float[Array, "c D"]) -> Float[Array, "B c"]:
+    def score(first: Int[Array, ""] | int, length: int) -> Float[Array, "B length"]:
+        # Tiles are sliced out of `keys` one by one: padding or reshaping would copy a memory.
+        tile = jax.lax.dynamic_slice(keys, (memory, first, 0), (1, length, size))[0]
         products = jnp.einsum("btd,cd->btc", queries, tile, preferred_element_type=accumulator)
         return products.max(axis=1).astype(jnp.float32)
 
-    parts = _map_tiles(score, keys, _tile_size(queries))
-    return jnp.concatenate([_join(part, axis=-1) for part in parts], axis=-1)
+    tile = _tile_size(queries, num_chunks)
+    main, rest = divmod(num_chunks, tile)
+    scores = jax.lax.map(lambda i: score(i * tile, tile), jnp.arange(main))
+    scores = jnp.moveaxis(scores, 0, 1).reshape(queries.shape[0], main * tile)
+    return jnp.concatenate([scores, score(main * tile, rest)], axis=1) if rest else scores
 
 
 def chunk_scores_vjp(
@@ -46,7 +62,7 @@ def chunk_scores_vjp(
         dtile = jnp.einsum("btc,btd->cd", dproducts, queries, **like).astype(keys.dtype)
         return dqueries + jnp.einsum("btc,cd->btd", dproducts, tile, **like), dtile
 
-    tile = min(_tile_size(queries), keys.shape[0])
+    tile = _tile_size(queries, keys.shape[0])
     main = keys.shape[0] // tile
 
     def step(dqueries, i):
@@ -61,26 +77,6 @@ def chunk_scores_vjp(
     return dqueries.astype(queries.dtype), dkeys
 
 
-def _tile_size(queries: Float[Array, "B T D"]) -> int:
+def _tile_size(queries: Float[Array, "B T D"], num_chunks: int) -> int:
     tokens = queries.shape[0] * queries.shape[1]
-    return min(max(_TILE_PRODUCTS // max(tokens, 1), _MIN_TILE), _MAX_TILE)
-
-
-def _map_tiles(fn: Callable[[Array], Array], keys: Float[Array, "C D"], tile: int) -> list[Array]:
-    """`fn` of all whole tiles (stacked), and of what is left over.
-
-    Tiles are sliced out of `keys` one by one: padding or reshaping would copy a memory.
-    """
-    main = keys.shape[0] // tile
-    parts = []
-    if main:
-        slice_of = lambda i: jax.lax.dynamic_slice_in_dim(keys, i * tile, tile)  # noqa: E731
-        parts.append(jax.lax.map(lambda i: fn(slice_of(i)), jnp.arange(main)))
-    if keys.shape[0] % tile:
-        parts.append(fn(keys[main * tile :])[None])
-    return parts
-
-
-def _join(stacked: Float[Array, "tiles B c"], axis: int) -> Float[Array, "B C"]:
-    stacked = jnp.moveaxis(stacked, 0, 1)
-    return stacked.reshape(stacked.shape[0], -1)
+    return min(max(_TILE_PRODUCTS // max(tokens, 1), _MIN_TILE), _MAX_TILE, num_chunks)
