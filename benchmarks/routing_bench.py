@@ -26,7 +26,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from benchmarks.routing_cases import (
     TOP_K_DOCS,
     Case,
     documents_of_chunks,
+    random_keys,
     random_memories,
     random_queries,
     sharded_memory,
@@ -52,6 +53,7 @@ from msa_jax.memory import parallel
 # Beyond so many tokens the per-head scores of upstream's way take more memory than its keys.
 UPSTREAM_TOKENS = 256
 KERNELS = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}
+OPTIONS = {"top_k_docs": TOP_K_DOCS, "max_document_chunks": DOCUMENT_CHUNKS}
 LARGE = 100_000_000
 FULL = (
     Case(LARGE, 64),
@@ -64,6 +66,7 @@ FULL = (
     Case(1_000_000, 64),
     Case(10_000_000, 64),
     Case(LARGE, 64, layers=18),
+    Case(LARGE, 64, layers=18, stacked=True),
     Case(LARGE, 64, layers=18, dtype="int8"),
     Case(LARGE, 64, layers=18, dtype="float8_e4m3fn"),
 )
@@ -91,14 +94,20 @@ def measure(case: Case, matrix_size: int) -> dict[str, Any]:
 def _on_one_device(case: Case, line: dict[str, Any]) -> Iterator[dict[str, Any]]:
     per_head, grouped = random_queries(case)
     mask, chunk_doc = jnp.ones(grouped.shape[1:3], bool), documents_of_chunks(case)
-    memories = random_memories(case)
-    # Layers are routed over in one call; copies of a layer are taken in turn by many calls.
-    turns = [memories] if case.layers > 1 else [[memory] for memory in memories]
+    if case.stacked:
+        search, turns = _route_stacked, [random_keys(case, jax.random.key(1), case.layers)]
+    else:
+        # Layers are routed over in one call; copies of a layer are taken in turn by many calls.
+        search, memories = _route_layers, random_memories(case)
+        turns = [memories] if case.layers > 1 else [[memory] for memory in memories]
     arguments = [(grouped, mask, turn, chunk_doc) for turn in turns]
-    found, costs = _cost(_route_layers, arguments)
-    yield {"served_by": _served_by(arguments[0]), **costs}
-    keys = [memory.values for memory in memories[: len(turns)]]
-    yield {"reduction_ms": _reduction(case, keys)}
+    found, costs = _cost(search, arguments)
+    yield {"served_by": _served_by(search, arguments[0]), **costs}
+    if case.stacked:
+        yield {"reduction_ms": _reduction(case, lambda: [turns[0].values[0]])}
+    else:
+        keys = [turn[0].values for turn in turns]
+        yield {"reduction_ms": _reduction(case, lambda: keys)}
     if case.layers > 1:
         return
     with _errors_in(line, "xla"):
@@ -114,19 +123,29 @@ def _on_one_device(case: Case, line: dict[str, Any]) -> Iterator[dict[str, Any]]
 
 
 def _route_layers(queries, mask, memories, chunk_doc, implementation=None):
-    """The best documents of each layer; keys are separate arrays, since a scan would copy them."""
-    options = {"top_k_docs": TOP_K_DOCS, "max_document_chunks": DOCUMENT_CHUNKS}
+    """The best documents of each layer, whose keys are arrays apart."""
     return [
-        route(layer, mask, keys, chunk_doc, **options, implementation=implementation)
+        route(layer, mask, keys, chunk_doc, **OPTIONS, implementation=implementation)
         for layer, keys in zip(queries, memories, strict=True)
     ]
 
 
-def _served_by(arguments: tuple) -> str:
+def _route_stacked(queries, mask, memories, chunk_doc, implementation=None):
+    """The best documents of each layer, in a loop over stacked keys."""
+
+    def search(layer):
+        queries, memory = layer
+        options = {**OPTIONS, "memory": memory, "implementation": implementation}
+        return route(queries, mask, memories, chunk_doc, **options)
+
+    return jax.lax.map(search, (queries, jnp.arange(queries.shape[0])))
+
+
+def _served_by(search, arguments: tuple) -> str:
     kernel = KERNELS.get(jax.default_backend())
     if kernel is not None:
         with contextlib.suppress(NotImplementedError):
-            jax.eval_shape(partial(_route_layers, implementation=kernel), *arguments)
+            jax.eval_shape(partial(search, implementation=kernel), *arguments)
             return kernel
     return "xla"
 
@@ -148,7 +167,7 @@ def _on_devices(case: Case, line: dict[str, Any]) -> Iterator[dict[str, Any]]:
         "same_ids_as_one_device": float(np.mean(found == same)),
     }
     # Each device reads its own part of the keys.
-    yield {"reduction_ms": _reduction(case, [keys.values.addressable_data(0)[0]])}
+    yield {"reduction_ms": _reduction(case, lambda: [keys.values.addressable_data(0)[0]])}
 
 
 def _cost(fn, arguments: Sequence[tuple]) -> tuple[np.ndarray, dict[str, float]]:
@@ -165,11 +184,11 @@ def _cost(fn, arguments: Sequence[tuple]) -> tuple[np.ndarray, dict[str, float]]
 _REDUCTIONS: dict[tuple, float] = {}
 
 
-def _reduction(case: Case, keys: Sequence[jax.Array]) -> float:
-    """`reduction_ms`, measured once for keys of one shape and type."""
-    about = (keys[0].shape, case.dtype)
+def _reduction(case: Case, keys: Callable[[], Sequence[jax.Array]]) -> float:
+    """`reduction_ms`, measured once for keys of one size and type."""
+    about = (case.num_chunks, case.devices, case.key_size, case.dtype)
     if about not in _REDUCTIONS:
-        _REDUCTIONS[about] = reduction_ms(keys)
+        _REDUCTIONS[about] = reduction_ms(keys())
     return _REDUCTIONS[about]
 
 
@@ -221,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kv-heads", type=int, nargs="+", default=[8])
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--layers", type=int, nargs="+", default=[1])
+    parser.add_argument("--stacked", action="store_true", help="layers are one array")
     parser.add_argument("--devices", type=int, nargs="+", default=[1])
     parser.add_argument("--matrix-size", type=int, help="of the product that measures the peak")
     options = parser.parse_args(arguments)
@@ -244,6 +264,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         options.kv_heads,
         [options.head_dim],
         options.layers,
+        [options.stacked],
         options.devices,
     )
     return list(itertools.starmap(Case, grid))

@@ -33,6 +33,7 @@ class Case:
         num_kv_heads: K.
         head_dim: H.
         layers: memories that are routed over one after the other.
+        stacked: layers are one array, scanned over as the models do; else they are arrays apart.
         devices: that share the memory.
     """
 
@@ -43,11 +44,13 @@ class Case:
     num_kv_heads: int = 8
     head_dim: int = 128
     layers: int = 1
+    stacked: bool = False
     devices: int = 1
 
     @property
     def num_chunks(self) -> int:
-        return self.memory_tokens // CHUNK_TOKENS
+        # Kernels fetch eight keys at a time; a memory has no other number of them.
+        return -(-self.memory_tokens // (8 * CHUNK_TOKENS)) * 8
 
     @property
     def num_documents(self) -> int:
@@ -91,19 +94,28 @@ def random_memories(case: Case) -> list[RoutingKeys]:
     return memories
 
 
-@partial(jax.jit, static_argnums=0)
-def random_keys(case: Case, key: Array) -> RoutingKeys:
-    """Keys of unit length per head, drawn in slabs that take little memory."""
+@partial(jax.jit, static_argnums=(0, 2))
+def random_keys(case: Case, key: Array, layers: int | None = None) -> RoutingKeys:
+    """Keys of unit length per head, drawn in slabs that take little memory.
+
+    Args:
+        case: says how many, and their type.
+        key: of the random numbers.
+        layers: number of stacked layers; None for one without an axis for it.
+    """
     slab = min(_SLAB, case.num_chunks)
+    slabs = -(-case.num_chunks // slab)
     shape = (slab, case.num_kv_heads, case.head_dim)
 
-    def draw(i: int, keys: Float[Array, "C D"]) -> Float[Array, "C D"]:
+    def draw(i: int, keys: Float[Array, "L C D"]) -> Float[Array, "L C D"]:
         part = normalize(jax.random.normal(jax.random.fold_in(key, i), shape))
-        part = part.reshape(slab, -1).astype(keys.dtype)
-        return jax.lax.dynamic_update_slice(keys, part, (i * slab, 0))
+        part = part.reshape(1, slab, -1).astype(keys.dtype)
+        return jax.lax.dynamic_update_slice(keys, part, (i // slabs, i % slabs * slab, 0))
 
-    keys = jnp.zeros((case.num_chunks, case.key_size), jnp.bfloat16)
-    keys = jax.lax.fori_loop(0, -(-case.num_chunks // slab), draw, keys)
+    keys = jnp.zeros((layers or 1, case.num_chunks, case.key_size), jnp.bfloat16)
+    keys = jax.lax.fori_loop(0, keys.shape[0] * slabs, draw, keys)
+    if layers is None:
+        keys = keys[0]
     return RoutingKeys(keys) if case.dtype == "bfloat16" else quantize_keys(keys, case.dtype)
 
 

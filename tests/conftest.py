@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
+# JAX_PLATFORMS=cuda (or tpu) runs tests/kernels on the real thing.
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the suite's time is compilation of the same small programs.
 jax.config.update(

@@ -45,13 +45,14 @@ def test_it_prints_a_line_per_case(capsys):
 
 
 def test_layers_and_devices(capsys):
-    layered, sharded = lines(capsys, "--dtype=int8", "--layers=2") + lines(
-        capsys, "--dtype=int8", "--devices=2"
-    )
-    assert layered["ms_per_layer"] == pytest.approx(layered["ms"] / 2, rel=1e-2)
+    (layered,) = lines(capsys, "--dtype=int8", "--layers=2")
+    (stacked,) = lines(capsys, "--dtype=int8", "--layers=2", "--stacked")
+    (sharded,) = lines(capsys, "--dtype=int8", "--devices=2")
+    for line in (layered, stacked):
+        assert line["ms_per_layer"] == pytest.approx(line["ms"] / 2, rel=1e-2)
     assert sharded["same_ids_as_one_device"] == 1.0
     assert sharded["times_faster_than_one_device"] > 0
-    for line in (layered, sharded):
+    for line in (layered, stacked, sharded):
         assert not [name for name in line if name.endswith("_error")]
 
 
@@ -86,6 +87,13 @@ def test_slabs_leave_no_chunk_out_and_repeat_none(monkeypatch, slab):
     keys = routing_cases.random_keys(Case(6400, 4, num_kv_heads=2, head_dim=8), jax.random.key(0))
     assert len(np.unique(np.asarray(keys.values, np.float32), axis=0)) == 100
     routing_cases.random_keys.clear_cache()
+
+
+def test_stacked_layers_are_as_random_as_layers_apart():
+    case = Case(6400, 4, num_kv_heads=2, head_dim=8, layers=3, stacked=True)
+    keys = routing_cases.random_keys(case, jax.random.key(0), case.layers).values
+    assert keys.shape == (3, 100, 16)
+    assert len(np.unique(np.asarray(keys, np.float32).reshape(-1, 16), axis=0)) == 300
 
 
 def test_layers_in_eight_bits_share_exact_keys_and_nothing_else():

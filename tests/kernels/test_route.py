@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msa_jax.kernels.routing import RoutingKeys, quantize_keys, route
 from msa_jax.kernels.routing.reference import route_reference
 from tests.kernels.backends import DTYPES, IMPLEMENTATIONS, examples, require, running
-from tests.kernels.memories import ANY_SHAPE, EIGHT_BITS, Sample, samples
+from tests.kernels.memories import ANY_SHAPE, EIGHT_BITS, Sample, samples, whole_numbers
 
 DIMS = 64
 EVERY_BACKEND = [
@@ -199,6 +199,29 @@ def test_memories_are_mapped_over_with_vmap():
         check_same([x[group] for x in found], wanted)
 
 
+@every_backend
+def test_a_memory_of_a_stack_is_searched_as_if_it_were_alone(implementation, dtype):
+    """In a loop over layers, where which memory it is, is only known while it runs."""
+    require(implementation, dtype)
+    rng = np.random.default_rng(3)
+    memories = [whole_numbers(rng, (2, 3, DIMS), 256, dtype, True) for _ in range(3)]
+    queries, single = zip(*memories, strict=True)
+    queries, stack = jnp.stack(queries), jax.tree.map(lambda *x: jnp.stack(x), *single)
+    mask, chunk_doc = jnp.ones((2, 3), bool), jnp.arange(256) // 3
+    options = {"top_k_docs": 3, "max_document_chunks": 3, "implementation": implementation}
+
+    @jax.jit
+    def search(queries, stack):
+        one = lambda x: route(x[0], mask, stack, chunk_doc, memory=x[1], **options)  # noqa: E731
+        return jax.lax.map(one, (queries, jnp.arange(3)))
+
+    with running(implementation):
+        found = search(queries, stack)
+    for layer, keys in enumerate(single):
+        wanted = route_reference(queries[layer], mask, keys, chunk_doc, top_k_docs=3)
+        check_same([x[layer] for x in found], wanted)
+
+
 GOOD = {
     "queries": jnp.ones((2, 3, 8)),
     "query_mask": jnp.ones((2, 3), bool),
@@ -223,6 +246,8 @@ GOOD = {
             {"keys": RoutingKeys(jnp.ones((5, 8), jnp.int8), jnp.ones(5), jnp.ones((5, 4)))},
             r"keys.exact must have shape \(5, 8\)",
         ),
+        ({"keys": jnp.ones((2, 5, 8))}, r"must be \[C, D\], or \[S, C, D\] with memory given"),
+        ({"memory": 0}, r"must be \[C, D\], or \[S, C, D\] with memory given"),
         ({"implementation": "triton"}, "implementation must be None or one of"),
     ],
 )
