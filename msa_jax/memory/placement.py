@@ -42,30 +42,27 @@ def place_memory(memory: Memory, mesh: Mesh) -> Memory:
     shards = _Shards(np.stack([_shard_starts(row, num_shards) for row in owners]))
     groups, axis = shard_axes(mesh, len(owners), num_shards)
 
-    def spread(x: Array, chunk_axis: int, fill: int = 0) -> jax.Array:
-        x = np.asarray(x)
-        sharding = NamedSharding(mesh, P(*[None] * (chunk_axis - 1), groups, axis))
-        shape = (*x.shape[:chunk_axis], shards.total, *x.shape[chunk_axis + 1 :])
+    def spread(x: Array, fill: int = 0) -> jax.Array:
+        x, sharding = np.asarray(x), NamedSharding(mesh, P(groups, axis))
+        shape = (x.shape[0], shards.total, *x.shape[2:])
         return jax.make_array_from_callback(
-            shape, sharding, lambda at: shards.read(x, chunk_axis, at, fill)
+            shape, sharding, lambda at: shards.read(x, *at[:2], fill)
         )
 
     def repeat(x: Array) -> jax.Array:
-        x = np.asarray(x)
-        return jax.make_array_from_callback(
-            x.shape, NamedSharding(mesh, P(groups)), lambda at: x[at]
-        )
+        x, sharding = np.asarray(x), NamedSharding(mesh, P(groups))
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
-    old = memory.index
-    chunk_doc = shards.read(owners, 1, (slice(None), slice(None)), fill=-1)
-    tables = memory_index(
-        jnp.asarray(chunk_doc), old.num_documents, old.max_document_chunks, num_shards
+    old, everything = memory.index, slice(None)
+    index = memory_index(
+        jnp.asarray(shards.read(owners, everything, everything, fill=-1)),
+        old.num_documents,
+        old.max_document_chunks,
+        num_shards,
+        old.doc_mask,
     )
-    index = dataclasses.replace(
-        jax.tree.map(repeat, dataclasses.replace(tables, doc_mask=old.doc_mask)),
-        chunk_doc=spread(owners, 1, fill=-1),
-    )
-    return Memory(jax.tree.map(lambda x: spread(x, 2), memory.layers), index)
+    index = dataclasses.replace(jax.tree.map(repeat, index), chunk_doc=spread(owners, fill=-1))
+    return Memory(jax.tree.map(spread, memory.layers), index)
 
 
 def _shard_starts(owners: Int[np.ndarray, " C"], num_shards: int) -> Int[np.ndarray, " n"]:
@@ -92,17 +89,13 @@ class _Shards:
         """Chunks of all padded shards."""
         return self.size * (self.starts.shape[1] - 1)
 
-    def read(self, x: np.ndarray, chunk_axis: int, at: tuple[slice, ...], fill: int) -> np.ndarray:
-        """The part `at` of the padded array, read from `x`; groups are the axis before chunks."""
-        groups = range(x.shape[chunk_axis - 1])[at[chunk_axis - 1]]
-        chunks = range(self.total)[at[chunk_axis]]
-        shape = (*x.shape[: chunk_axis - 1], len(groups), len(chunks), *x.shape[chunk_axis + 1 :])
-        part = np.full(shape, fill, x.dtype)
-        axes = (chunk_axis - 1, chunk_axis)
-        target, source = (np.moveaxis(array, axes, (0, 1)) for array in (part, x))
+    def read(self, x: np.ndarray, groups: slice, chunks: slice, fill: int) -> np.ndarray:
+        """A part of the padded array, made of whole shards, read from `x` `[G, C, ...]`."""
+        groups, chunks = range(x.shape[0])[groups], range(self.total)[chunks]
+        part = np.full((len(groups), len(chunks), *x.shape[2:]), fill, x.dtype)
         for i, group in enumerate(groups):
             for offset in range(0, len(chunks), self.size):
                 shard = (chunks.start + offset) // self.size
                 start, stop = self.starts[group, shard : shard + 2]
-                target[i, offset : offset + stop - start] = source[group, start:stop]
+                part[i, offset : offset + stop - start] = x[group, start:stop]
         return part

@@ -13,6 +13,8 @@ Every array has a leading group axis G: B queries of a group share one memory.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -31,8 +33,9 @@ from msa_jax.modules.state import (
     LayerCache,
     LayerMemory,
     Routing,
+    ScannedMemory,
 )
-from msa_jax.typing import Array, Float
+from msa_jax.typing import Array, Float, PyTree
 
 
 class RouterProjector(nn.Module):
@@ -158,7 +161,7 @@ class MemorySparseAttention(nn.Module):
         self,
         x: Float[Array, "G B T D"],
         active_segments: Segments,
-        layer_memory: LayerMemory | None = None,
+        layer_memory: LayerMemory | ScannedMemory | None = None,
         index: MemoryIndex | None = None,
         cache: LayerCache | None = None,
         slots: CacheSlots | None = None,
@@ -196,8 +199,12 @@ class MemorySparseAttention(nn.Module):
                 self.router.query(x), self.num_kv_heads, similarity
             ).reshape(*x.shape[:-1], -1)
             query_mask = active_segments.doc_ids == segments.QUERY
-            chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)
-            context = _gather(layer_memory, index, chosen, self.dtype)
+
+            def read(layer_memory):
+                chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)
+                return chosen, _gather(layer_memory, index, chosen, self.dtype)
+
+            chosen, context = _with_memory(read, layer_memory)
             cache = dataclasses.replace(cache, context=context)
         local = (cache.keys, cache.values)
         if cache.context is None:
@@ -268,6 +275,12 @@ def _projection(num_heads: int, head_dim: int, use_bias: bool, dtype) -> nn.Dens
 
 def _write(cached, new, start):
     return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), start, axis=2)
+
+
+def _with_memory(read: Callable[[LayerMemory], PyTree], memory: LayerMemory | ScannedMemory):
+    if isinstance(memory, LayerMemory):
+        return read(memory)
+    return jax.lax.switch(memory.number, [partial(read, layer) for layer in memory.layers])
 
 
 def _gather(layer_memory: LayerMemory, index: MemoryIndex, chosen: Routing, dtype) -> Context:

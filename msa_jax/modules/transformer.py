@@ -11,6 +11,7 @@ Layers of one kind are stacked and scanned, so that 36 compile about as fast as 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +31,7 @@ from msa_jax.modules.state import (
     LayerMemory,
     Memory,
     Routing,
+    ScannedMemory,
 )
 from msa_jax.typing import Array, Bool, Float, Int, pytree
 
@@ -60,7 +62,7 @@ class _Streams:
 
 @pytree
 class _LayerInput:
-    memory: LayerMemory | None = None
+    number: Int[Array, " L"]
     cache: LayerCache | None = None
     is_last: Bool[Array, " L"] | None = None
 
@@ -75,12 +77,13 @@ class _LayerOutput:
 
 @pytree
 class _Shared:
-    """What every layer of a call is given."""
+    """What every layer of a run is given; `memories` are those of its layers."""
 
     memory_segments: Segments | None = None
     active_segments: Segments | None = None
     index: MemoryIndex | None = None
     slots: CacheSlots | None = None
+    memories: tuple[LayerMemory, ...] | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -116,8 +119,10 @@ class DecoderLayer(nn.Module):
     def __call__(
         self, streams: _Streams, layer: _LayerInput, shared: _Shared
     ) -> tuple[_Streams, _LayerOutput]:
-        layer_memory, cache, routing = layer.memory, None, None
+        layer_memory, cache, routing = None, None, None
         memory, active = streams.memory, streams.active
+        if shared.memories:
+            layer_memory = ScannedMemory(shared.memories, layer.number)
         if memory is not None:
             memory, layer_memory = self._encode(memory, shared.memory_segments, layer.is_last)
         if active is not None:
@@ -179,7 +184,6 @@ class Transformer(nn.Module):
         *,
         similarity: str,
         keep: tuple[str, ...] = (),
-        memory: LayerMemory | None = None,
         caches: dict[str, LayerCache] | None = None,
     ) -> tuple[_Streams, dict[str, _LayerOutput]]:
         """Runs all layers; outputs are stacked per run."""
@@ -194,13 +198,16 @@ class Transformer(nn.Module):
                 in_axes=(0, nn.broadcast),
                 length=length,
             )(self.config, routed, similarity, keep, name=name)
-            part = slice(routed_before, routed_before + length)
             layer = _LayerInput(
-                memory=jax.tree.map(lambda x, part=part: x[part], memory) if routed else None,
+                number=jnp.arange(length),
                 cache=caches[name] if caches else None,
                 is_last=self._is_last(stop, length, keep),
             )
-            streams, outputs[name] = run(streams, layer, shared)
+            own = shared
+            if routed and shared.memories:
+                memories = shared.memories[routed_before : routed_before + length]
+                own = dataclasses.replace(shared, memories=memories)
+            streams, outputs[name] = run(streams, layer, own)
             routed_before += length if routed else 0
         return streams, outputs
 
@@ -250,7 +257,10 @@ class Transformer(nn.Module):
             similarity=self.config.memory.router_similarity,
             keep=("memory",),
         )
-        return Memory(_stack(outputs, "memory"), self._index(memory, num_documents))
+        layers = _stack(outputs, "memory")
+        count = len(self.config.router_layers)
+        layers = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))
+        return Memory(layers, self._index(memory, num_documents))
 
     def prefill(
         self, active: TokenBlock, cache: Cache, memory: Memory | None = None
@@ -268,10 +278,11 @@ class Transformer(nn.Module):
         slots, mask = _next_slots(cache, active)
         streams, outputs = self._layers(
             _Streams(None, self.embedder(active.tokens)),
-            _Shared(None, active.segments, memory and memory.index, slots),
+            _Shared(
+                None, active.segments, memory and memory.index, slots, memory and memory.layers
+            ),
             similarity=self.config.memory.router_similarity,
             keep=("cache",),
-            memory=memory and memory.layers,
             caches=cache.runs,
         )
         runs = {name: output.cache for name, output in outputs.items()}

@@ -1,0 +1,47 @@
+"""Routing reads a memory where it lies: no layer of it is ever copied."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from msa_jax.core.index import MemoryIndex
+from msa_jax.core.segments import TokenBlock
+from msa_jax.kernels.routing import RoutingKeys
+from msa_jax.modules.init import init_params
+from msa_jax.modules.state import LayerMemory, Memory
+from msa_jax.modules.transformer import Transformer, init_cache
+from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from tests.modules.tiny import model_config
+
+CHUNKS, DOCUMENTS = 1 << 22, 1 << 20
+
+
+def abstract_memory(config, mesh, axis):
+    def array(*shape, dtype=jnp.float32, axis=axis):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(None, axis)))
+
+    content = array(1, CHUNKS, config.num_kv_heads, config.head_dim)
+    keys = RoutingKeys(array(1, CHUNKS, config.num_kv_heads * config.head_dim))
+    table = array(1, DOCUMENTS, dtype=jnp.int32, axis=None)
+    chunk_doc = array(1, CHUNKS, dtype=jnp.int32)
+    index = MemoryIndex(chunk_doc, table, table, 4, mesh.size)
+    return Memory((LayerMemory(keys, content, content),) * len(config.router_layers), index)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_prefill_needs_less_room_than_the_keys_of_a_layer(shards):
+    config = model_config()
+    mesh = make_mesh(MeshConfig(memory=shards))
+    params = jax.eval_shape(partial(init_params, config), jax.random.key(0))
+    active = TokenBlock(*[jax.ShapeDtypeStruct((1, 1, 8), jnp.int32)] * 3)
+    cache = jax.eval_shape(lambda: init_cache(config, 1, 1, 16))
+    prefill = jax.jit(partial(Transformer(config).apply, method="prefill"))
+    memory = abstract_memory(config, mesh, "memory" if shards > 1 else None)
+    with jax.set_mesh(mesh):
+        compiled = prefill.lower({"params": params}, active, cache, memory).compile()
+    keys = memory.layers[0].router_keys.values.size * 4 // shards
+    assert compiled.memory_analysis().temp_size_in_bytes < keys
