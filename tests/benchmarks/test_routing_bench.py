@@ -45,15 +45,30 @@ def test_it_prints_a_line_per_case(capsys):
 
 
 def test_layers_and_devices(capsys):
-    (layered,) = lines(capsys, "--dtype=int8", "--layers=2")
-    (stacked,) = lines(capsys, "--dtype=int8", "--layers=2", "--stacked")
+    loops = lines(capsys, "--dtype=int8", "--layers=2", "--loop", *routing_bench.SEARCHES)
     (sharded,) = lines(capsys, "--dtype=int8", "--devices=2")
-    for line in (layered, stacked):
+    assert len(loops) == 3
+    for line in loops:
         assert line["ms_per_layer"] == pytest.approx(line["ms"] / 2, rel=1e-2)
     assert sharded["same_ids_as_one_device"] == 1.0
     assert sharded["times_faster_than_one_device"] > 0
-    for line in (layered, stacked, sharded):
+    for line in (*loops, sharded):
         assert not [name for name in line if name.endswith("_error")]
+
+
+def test_loops_over_layers_find_the_same():
+    case = Case(64 * 104, 4, num_kv_heads=2, head_dim=8, layers=3)
+    _, queries = routing_cases.random_queries(case)
+    layers = routing_cases.random_memories(case)
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+    rest = jnp.ones((1, 4), bool), routing_cases.documents_of_chunks(case)
+    found = {
+        name: search(queries, rest[0], stack if name == "stacked" else layers, rest[1])
+        for name, search in routing_bench.SEARCHES.items()
+    }
+    for layer, (_, docs) in enumerate(found["unrolled"]):
+        np.testing.assert_array_equal(docs, found["scanned"][1][layer])
+        np.testing.assert_array_equal(docs, found["stacked"][1][layer])
 
 
 def test_a_failing_case_is_a_line_and_the_next_goes_on(capsys):
@@ -73,27 +88,29 @@ def test_a_failing_comparison_leaves_the_rest(capsys, monkeypatch):
 
 
 def test_keys_are_of_unit_length_and_fill_the_memory():
-    case = Case(64 * 100, 4, num_kv_heads=2, head_dim=8)
+    case = Case(64 * 104, 4, num_kv_heads=2, head_dim=8)
     routing_cases.random_keys.clear_cache()
     keys = np.asarray(routing_cases.random_keys(case, jax.random.key(0)).values, np.float32)
-    assert keys.shape == (100, 16)
-    np.testing.assert_allclose(np.linalg.norm(keys.reshape(100, 2, 8), axis=-1), 1, rtol=1e-2)
+    assert keys.shape == (104, 16)
+    np.testing.assert_allclose(np.linalg.norm(keys.reshape(104, 2, 8), axis=-1), 1, rtol=1e-2)
 
 
-@pytest.mark.parametrize("slab", [7, 50, 100])
+@pytest.mark.parametrize("slab", [7, 52, 104])
 def test_slabs_leave_no_chunk_out_and_repeat_none(monkeypatch, slab):
     monkeypatch.setattr(routing_cases, "_SLAB", slab)
     routing_cases.random_keys.clear_cache()
-    keys = routing_cases.random_keys(Case(6400, 4, num_kv_heads=2, head_dim=8), jax.random.key(0))
-    assert len(np.unique(np.asarray(keys.values, np.float32), axis=0)) == 100
+    keys = routing_cases.random_keys(
+        Case(64 * 104, 4, num_kv_heads=2, head_dim=8), jax.random.key(0)
+    )
+    assert len(np.unique(np.asarray(keys.values, np.float32), axis=0)) == 104
     routing_cases.random_keys.clear_cache()
 
 
 def test_stacked_layers_are_as_random_as_layers_apart():
-    case = Case(6400, 4, num_kv_heads=2, head_dim=8, layers=3, stacked=True)
+    case = Case(64 * 104, 4, num_kv_heads=2, head_dim=8, layers=3, loop="stacked")
     keys = routing_cases.random_keys(case, jax.random.key(0), case.layers).values
-    assert keys.shape == (3, 100, 16)
-    assert len(np.unique(np.asarray(keys, np.float32).reshape(-1, 16), axis=0)) == 300
+    assert keys.shape == (3, 104, 16)
+    assert len(np.unique(np.asarray(keys, np.float32).reshape(-1, 16), axis=0)) == 312
 
 
 def test_layers_in_eight_bits_share_exact_keys_and_nothing_else():
@@ -105,10 +122,10 @@ def test_layers_in_eight_bits_share_exact_keys_and_nothing_else():
 @pytest.mark.parametrize("slice_chunks", [7, 16, 64])
 def test_upstream_finds_what_the_formula_and_our_routing_find(monkeypatch, slice_chunks):
     monkeypatch.setattr("benchmarks.upstream_routing.SLICE_CHUNKS", slice_chunks)
-    case = Case(64 * 30, 5, batch=2, num_kv_heads=2, head_dim=8)
+    case = Case(64 * 32, 5, batch=2, num_kv_heads=2, head_dim=8)
     per_head, grouped = (x[0] for x in routing_cases.random_queries(case))
-    pooled = normalize(jax.random.normal(jax.random.key(7), (30, 2, 8)))
-    keys, chunk_doc = pooled.reshape(30, 16), routing_cases.documents_of_chunks(case)
+    pooled = normalize(jax.random.normal(jax.random.key(7), (32, 2, 8)))
+    keys, chunk_doc = pooled.reshape(32, 16), routing_cases.documents_of_chunks(case)
     mask = jnp.ones((2, 5), bool).at[0, 2:].set(False)
     scores, docs = route_per_head(per_head, mask, keys, chunk_doc, case.num_documents, 3)
     formula = per_head_document_scores(per_head, mask, pooled, chunk_doc, case.num_documents)
