@@ -65,9 +65,8 @@ FULL = (
     Case(LARGE, 4096),
     Case(1_000_000, 64),
     Case(10_000_000, 64),
+    Case(LARGE, 64, layers=18, stacked=True),
     Case(LARGE, 64, layers=18),
-    Case(LARGE, 64, layers=18, loop="scanned"),
-    Case(LARGE, 64, layers=18, loop="stacked"),
     Case(LARGE, 64, layers=18, dtype="int8"),
     Case(LARGE, 64, layers=18, dtype="float8_e4m3fn"),
 )
@@ -95,25 +94,24 @@ def measure(case: Case, matrix_size: int) -> dict[str, Any]:
 def _on_one_device(case: Case, line: dict[str, Any]) -> Iterator[dict[str, Any]]:
     per_head, grouped = random_queries(case)
     mask, chunk_doc = jnp.ones(grouped.shape[1:3], bool), documents_of_chunks(case)
-    search = SEARCHES[case.loop]
-    if case.loop == "stacked":
-        turns = [random_keys(case, jax.random.key(1), case.layers)]
+    if case.stacked:
+        search, turns = _route_stacked, [random_keys(case, jax.random.key(1), case.layers)]
     else:
         # Layers are routed over in one call; copies of a layer are taken in turn by many calls.
-        memories = random_memories(case)
+        search, memories = _route_layers, random_memories(case)
         turns = [memories] if case.layers > 1 else [[memory] for memory in memories]
     arguments = [(grouped, mask, turn, chunk_doc) for turn in turns]
     found, costs = _cost(search, arguments)
     yield {"served_by": _served_by(search, arguments[0]), **costs}
-    if case.loop == "stacked":
+    if case.stacked:
         yield {"reduction_ms": _reduction(case, lambda: [turns[0].values[0]])}
     else:
         keys = [turn[0].values for turn in turns]
         yield {"reduction_ms": _reduction(case, lambda: keys)}
-    if case.layers > 1:
+    if case.layers > 1 or case.stacked:
         return
     with _errors_in(line, "xla"):
-        same, costs = _cost(partial(search, implementation="xla"), arguments)
+        same, costs = _cost(partial(_route_layers, implementation="xla"), arguments)
         yield {"xla_ms": costs["ms"], "same_ids_as_xla": float(np.mean(found == same))}
     if case.dtype == "bfloat16" and case.batch * case.query_tokens <= UPSTREAM_TOKENS:
         with _errors_in(line, "upstream"):
@@ -124,37 +122,23 @@ def _on_one_device(case: Case, line: dict[str, Any]) -> Iterator[dict[str, Any]]
             yield {"upstream_ms": ms, "times_faster_than_upstream": ms / line["ms"]}
 
 
-def _route_unrolled(queries, mask, memories, chunk_doc, implementation=None):
-    """The best documents of each layer, one after the other."""
+def _route_layers(queries, mask, memories, chunk_doc, implementation=None):
+    """The best documents of each layer, whose keys are arrays apart."""
     return [
         route(layer, mask, keys, chunk_doc, **OPTIONS, implementation=implementation)
         for layer, keys in zip(queries, memories, strict=True)
     ]
 
 
-def _route_scanned(queries, mask, memories, chunk_doc, implementation=None):
-    """The same in a loop whose body chooses among arrays, as a scan over layers has to."""
-
-    def search(layer):
-        def over(keys):
-            return route(layer[0], mask, keys, chunk_doc, **OPTIONS, implementation=implementation)
-
-        return jax.lax.switch(layer[1], [partial(over, keys) for keys in memories])
-
-    return jax.lax.map(search, (queries, jnp.arange(len(memories))))
-
-
 def _route_stacked(queries, mask, memories, chunk_doc, implementation=None):
-    """The same in a loop over stacked keys."""
+    """The best documents of each layer, in a loop over stacked keys."""
 
     def search(layer):
-        options = {**OPTIONS, "memory": layer[1], "implementation": implementation}
-        return route(layer[0], mask, memories, chunk_doc, **options)
+        queries, memory = layer
+        options = {**OPTIONS, "memory": memory, "implementation": implementation}
+        return route(queries, mask, memories, chunk_doc, **options)
 
     return jax.lax.map(search, (queries, jnp.arange(queries.shape[0])))
-
-
-SEARCHES = {"unrolled": _route_unrolled, "scanned": _route_scanned, "stacked": _route_stacked}
 
 
 def _served_by(search, arguments: tuple) -> str:
@@ -256,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kv-heads", type=int, nargs="+", default=[8])
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--layers", type=int, nargs="+", default=[1])
-    parser.add_argument("--loop", nargs="+", default=["unrolled"], choices=SEARCHES)
+    parser.add_argument("--stacked", action="store_true", help="layers are one array")
     parser.add_argument("--devices", type=int, nargs="+", default=[1])
     parser.add_argument("--matrix-size", type=int, help="of the product that measures the peak")
     options = parser.parse_args(arguments)
@@ -280,7 +264,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         options.kv_heads,
         [options.head_dim],
         options.layers,
-        options.loop,
+        [options.stacked],
         options.devices,
     )
     return list(itertools.starmap(Case, grid))

@@ -33,8 +33,7 @@ class Case:
         num_kv_heads: K.
         head_dim: H.
         layers: memories that are routed over one after the other.
-        loop: how layers are taken: "unrolled" into one program; "scanned", with a switch among
-            their arrays, as the models do; or "stacked", scanned with all keys in one array.
+        stacked: layers are one array, scanned over as the models do; else they are arrays apart.
         devices: that share the memory.
     """
 
@@ -45,7 +44,7 @@ class Case:
     num_kv_heads: int = 8
     head_dim: int = 128
     layers: int = 1
-    loop: str = "unrolled"
+    stacked: bool = False
     devices: int = 1
 
     @property

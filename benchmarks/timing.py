@@ -16,7 +16,7 @@ from msa_jax.typing import Array
 # Several times the last-level cache of any accelerator: what is read once in so many bytes
 # comes from device memory.
 BEYOND_CACHES = 256 << 20
-_ROUNDS, _ROUND_SECONDS, _MAX_CALLS = 7, 0.1, 200
+_ROUNDS, _ROUND_SECONDS, _MAX_CALLS = 5, 0.1, 200
 
 
 def median_ms(call: Callable[..., Any], arguments: Sequence[tuple]) -> float:

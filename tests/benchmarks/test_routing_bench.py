@@ -45,30 +45,26 @@ def test_it_prints_a_line_per_case(capsys):
 
 
 def test_layers_and_devices(capsys):
-    loops = lines(capsys, "--dtype=int8", "--layers=2", "--loop", *routing_bench.SEARCHES)
+    (layered,) = lines(capsys, "--dtype=int8", "--layers=2")
+    (stacked,) = lines(capsys, "--dtype=int8", "--layers=2", "--stacked")
     (sharded,) = lines(capsys, "--dtype=int8", "--devices=2")
-    assert len(loops) == 3
-    for line in loops:
+    for line in (layered, stacked):
         assert line["ms_per_layer"] == pytest.approx(line["ms"] / 2, rel=1e-2)
     assert sharded["same_ids_as_one_device"] == 1.0
     assert sharded["times_faster_than_one_device"] > 0
-    for line in (*loops, sharded):
+    for line in (layered, stacked, sharded):
         assert not [name for name in line if name.endswith("_error")]
 
 
-def test_loops_over_layers_find_the_same():
+def test_stacked_layers_find_what_layers_apart_find():
     case = Case(64 * 104, 4, num_kv_heads=2, head_dim=8, layers=3)
     _, queries = routing_cases.random_queries(case)
     layers = routing_cases.random_memories(case)
     stack = jax.tree.map(lambda *x: jnp.stack(x), *layers)
-    rest = jnp.ones((1, 4), bool), routing_cases.documents_of_chunks(case)
-    found = {
-        name: search(queries, rest[0], stack if name == "stacked" else layers, rest[1])
-        for name, search in routing_bench.SEARCHES.items()
-    }
-    for layer, (_, docs) in enumerate(found["unrolled"]):
-        np.testing.assert_array_equal(docs, found["scanned"][1][layer])
-        np.testing.assert_array_equal(docs, found["stacked"][1][layer])
+    mask, chunk_doc = jnp.ones((1, 4), bool), routing_cases.documents_of_chunks(case)
+    apart = routing_bench._route_layers(queries, mask, layers, chunk_doc)
+    _, stacked = routing_bench._route_stacked(queries, mask, stack, chunk_doc)
+    np.testing.assert_array_equal(stacked, [docs for _, docs in apart])
 
 
 def test_a_failing_case_is_a_line_and_the_next_goes_on(capsys):
@@ -107,7 +103,7 @@ def test_slabs_leave_no_chunk_out_and_repeat_none(monkeypatch, slab):
 
 
 def test_stacked_layers_are_as_random_as_layers_apart():
-    case = Case(64 * 104, 4, num_kv_heads=2, head_dim=8, layers=3, loop="stacked")
+    case = Case(64 * 104, 4, num_kv_heads=2, head_dim=8, layers=3, stacked=True)
     keys = routing_cases.random_keys(case, jax.random.key(0), case.layers).values
     assert keys.shape == (3, 104, 16)
     assert len(np.unique(np.asarray(keys, np.float32).reshape(-1, 16), axis=0)) == 312
