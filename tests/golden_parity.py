@@ -211,10 +211,11 @@ def compare_pooled(config: ModelConfig, encoded, golden) -> Iterator[Comparison]
     """Pooled keys, values and routing keys, chunk by chunk."""
     chunks = np.asarray(encoded.index.chunk_doc[0]) >= 0
     yield "pooled_doc_ids", encoded.index.chunk_doc[0][chunks] + 1, golden["pooled_doc_ids"]
-    for layer, memory in zip(config.router_layers, encoded.layers, strict=True):
-        router_keys = memory.router_keys.values.reshape(memory.keys.shape)
-        arrays = {"k": memory.keys, "v": memory.values, "router_k": router_keys}
-        for name, ours in arrays.items():
+    layers = encoded.layers
+    router_keys = layers.router_keys.values.reshape(layers.keys.shape)
+    arrays = {"k": layers.keys, "v": layers.values, "router_k": router_keys}
+    for name, stacked in arrays.items():
+        for layer, ours in zip(config.router_layers, stacked, strict=True):
             theirs = golden[f"pooled_{name}_layer{layer}"][0].swapaxes(0, 1)
             yield f"pooled_{name}_layer{layer}", ours[0][chunks], theirs
 

@@ -65,12 +65,12 @@ def encode_documents(
         owner = np.asarray(memory.index.chunk_doc[0])
         # Rows hold documents as they fit; in memory documents ascend, as routing needs it.
         order = np.argsort(owner, kind="stable")[np.count_nonzero(owner < 0) :]
-        parts.append(jax.tree.map(lambda x, at=order: np.asarray(x)[:, at], memory.layers))
+        parts.append(jax.tree.map(lambda x, at=order: np.asarray(x)[:, :, at], memory.layers))
         owners.append(owner[order] + first)
         count = int(owner.max()) + 1
         on_batch(int(lengths[first : first + count].sum()))
         first += count
-    layers = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
+    layers = jax.tree.map(lambda *x: np.concatenate(x, axis=2), *parts)
     owner = np.concatenate(owners)
     longest = int(np.bincount(owner).max())
     index = memory_index(jnp.asarray(owner)[None], len(documents), longest)

@@ -36,38 +36,47 @@ def route(
     keys: RoutingKeys,
     index: MemoryIndex,
     top_k_docs: int,
+    layer: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "G B k"], Int[Array, "G B k"]]:
     """The best documents for each query of each group; see `kernels.routing.route`.
 
     Args:
         queries: grouped routing queries.
         query_mask: tokens that route.
-        keys: `[G, C, D]`, of every chunk.
+        keys: of every chunk, `[G, C, D]`, or `[L, G, C, D]` with `layer`.
         index: documents of the chunks, in ascending order.
         top_k_docs: documents per query.
+        layer: which of L layers to search; slicing one out beforehand would copy it.
 
     Returns:
         Scores and documents, best first, ties to the lower id; -inf and -1 where there are fewer.
     """
 
-    def search(axis, chunked, whole):
-        found = _map_groups(
-            lambda keys, chunk_doc, queries, query_mask, doc_mask: routing.route(
+    def search(axis, stacked, chunk_doc, whole, layer):
+        num_groups = chunk_doc.shape[0]
+        memories = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
+
+        def search_group(group, chunk_doc, queries, query_mask, doc_mask):
+            return routing.route(
                 queries,
                 query_mask,
-                keys,
+                memories,
                 chunk_doc,
                 top_k_docs=top_k_docs,
                 max_document_chunks=index.max_document_chunks,
                 doc_mask=doc_mask,
-            ),
-            *chunked,
-            *whole,
-        )
+                memory=layer * num_groups + group,
+            )
+
+        found = _map_groups(search_group, jnp.arange(num_groups), chunk_doc, *whole)
         return found if axis is None else _best_of_shards(axis, *found)
 
     return _on_mesh(
-        search, index.num_blocks, (keys, index.chunk_doc), (queries, query_mask, index.doc_mask)
+        search,
+        index.num_blocks,
+        *_stacked(keys, layer),
+        chunked=index.chunk_doc,
+        whole=(queries, query_mask, index.doc_mask),
     )
 
 
@@ -86,7 +95,7 @@ def document_scores(
         index: documents of the chunks; one that does not exist or is masked out scores -inf.
     """
 
-    def score(axis, chunked, whole):
+    def score(axis, stacked, chunked, whole, layer):
         queries, query_mask, first_chunk, num_chunks = whole
         scores = _map_groups(
             partial(routing.document_scores, num_documents=index.num_documents),
@@ -104,8 +113,8 @@ def document_scores(
     scores = _on_mesh(
         score,
         index.num_blocks,
-        (keys, index.chunk_doc),
-        (queries, query_mask, index.first_chunk, index.num_chunks),
+        chunked=(keys, index.chunk_doc),
+        whole=(queries, query_mask, index.first_chunk, index.num_chunks),
     )
     if index.doc_mask is None:
         return scores
@@ -113,38 +122,51 @@ def document_scores(
 
 
 def gather_chunks(
-    content: PyTree, index: MemoryIndex, chosen: Int[Array, "G B k"]
+    content: PyTree,
+    index: MemoryIndex,
+    chosen: Int[Array, "G B k"],
+    layer: Int[Array, ""] | None = None,
 ) -> tuple[PyTree, Bool[Array, "G B X"]]:
     """Content of all chunks of the chosen documents, differentiable.
 
     Args:
-        content: a pytree of `[G, C, ...]` arrays.
+        content: a pytree of `[G, C, ...]` arrays, or `[L, G, C, ...]` with `layer`.
         index: where documents are.
         chosen: documents of each query, -1 for none.
+        layer: which of L layers to read.
 
     Returns:
         `[G, B, X, ...]` arrays with X = k * max_document_chunks slots, zero where a slot holds no
         chunk, and which slots hold one.
     """
 
-    def gather(axis, content, whole):
+    def gather(axis, stacked, chunked, whole, layer):
         slots = partial(context_slots, max_document_chunks=index.max_document_chunks)
         slots, filled = jax.vmap(slots)(*whole)
         own = filled
         if axis is not None:
-            slots, inside = _local(axis, slots, jax.tree.leaves(content)[0].shape[1])
+            slots, inside = _local(axis, slots, jax.tree.leaves(stacked)[0].shape[2])
             own = filled & inside
+        group = jnp.arange(slots.shape[0])[:, None, None]
 
         def pick(x):
-            picked = jax.vmap(lambda x, at: x[at])(x, slots)
-            return jnp.where(own.reshape(*own.shape, *[1] * (x.ndim - 2)), picked, 0)
+            own_of_x = own.reshape(*own.shape, *[1] * (x.ndim - 3))
+            return jnp.where(own_of_x, x[layer, group, slots], 0)
 
-        picked = jax.tree.map(pick, content)
+        picked = jax.tree.map(pick, stacked)
         return picked if axis is None else jax.lax.psum(picked, axis), filled
 
     return _on_mesh(
-        gather, index.num_blocks, content, (index.first_chunk, index.num_chunks, chosen)
+        gather,
+        index.num_blocks,
+        *_stacked(content, layer),
+        whole=(index.first_chunk, index.num_chunks, chosen),
     )
+
+
+def _stacked(x: PyTree, layer: Int[Array, ""] | None) -> tuple[PyTree, Int[Array, ""] | int]:
+    """Arrays of one layer as a stack of one."""
+    return (jax.tree.map(lambda x: x[None], x), 0) if layer is None else (x, layer)
 
 
 def shard_axes(
@@ -166,18 +188,22 @@ def _free_axes(mesh: Mesh | AbstractMesh) -> set[str]:
 
 
 def _on_mesh(
-    compute: Callable[[str | None, PyTree, PyTree], PyTree],
+    compute: Callable[..., PyTree],
     num_blocks: int,
-    chunked: PyTree,
-    whole: PyTree,
+    stacked: PyTree = (),
+    layer: Int[Array, ""] | int = 0,
+    chunked: PyTree = (),
+    whole: PyTree = (),
 ) -> PyTree:
-    """`compute(axis, chunked, whole)` on every device's groups and chunks.
+    """`compute(axis, stacked, chunked, whole, layer)` on every device's groups and chunks.
 
     Args:
         compute: also gets the name of the axis that chunks lie on, None if each device has all.
         num_blocks: equal parts of the chunks that cut no document.
+        stacked: a pytree of `[L, G, C, ...]` arrays.
+        layer: which of L layers to use.
         chunked: a pytree of `[G, C, ...]` arrays.
-        whole: a pytree of `[G, ...]` arrays that every device needs for its groups.
+        whole: `[G, ...]` arrays that every device needs for its groups.
 
     Returns:
         A pytree of `[G, ...]` arrays, the same on all devices that share a memory.
@@ -185,22 +211,22 @@ def _on_mesh(
     mesh = jax.sharding.get_abstract_mesh()
     free = _free_axes(mesh)
     if math.prod(mesh.shape[axis] for axis in free) == 1:
-        return compute(None, chunked, whole)
+        return compute(None, stacked, chunked, whole, layer)
     groups, axis = shard_axes(mesh, whole[0].shape[0], num_blocks)
     return jax.shard_map(
         partial(compute, axis),
-        in_specs=(P(groups, axis), P(groups)),
+        in_specs=(P(None, groups, axis), P(groups, axis), P(groups), P()),
         out_specs=P(groups),
         axis_names=free,
         check_vma=False,  # Kernels do not say over which axes their results vary.
-    )(chunked, whole)
+    )(stacked, chunked, whole, layer)
 
 
 def _map_groups(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`fn` of every group."""
     if jax.tree.leaves(args)[0].shape[0] != 1:
         return jax.vmap(fn)(*args)
-    # One group stays as it is: a kernel under vmap takes slices, and a slice is a copy.
+    # The usual case of inference, where kernels are at their best without a batch axis.
     first = jax.tree.map(lambda x: x[0], args)
     return jax.tree.map(lambda x: x[None], fn(*first))
 

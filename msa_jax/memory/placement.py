@@ -42,26 +42,27 @@ def place_memory(memory: Memory, mesh: Mesh) -> Memory:
     shards = _Shards(np.stack([_shard_starts(row, num_shards) for row in owners]))
     groups, axis = shard_axes(mesh, len(owners), num_shards)
 
-    def spread(x: Array, fill: int = 0) -> jax.Array:
-        x, sharding = np.asarray(x), NamedSharding(mesh, P(groups, axis))
-        shape = (x.shape[0], shards.total, *x.shape[2:])
-        return jax.make_array_from_callback(
-            shape, sharding, lambda at: shards.read(x, *at[:2], fill)
-        )
+    def spread(x: Array) -> jax.Array:
+        x, sharding = np.asarray(x), NamedSharding(mesh, P(None, groups, axis))
+        shape = (*x.shape[:2], shards.total, *x.shape[3:])
+        return jax.make_array_from_callback(shape, sharding, lambda at: shards.read(x, *at[1:3]))
 
     def repeat(x: Array) -> jax.Array:
         x, sharding = np.asarray(x), NamedSharding(mesh, P(groups))
         return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
-    old, everything = memory.index, slice(None)
+    # A document's number plus one, so that chunks that fill up a shard, of zeros, get -1.
+    (numbers,) = shards.read(owners[None] + 1, slice(None), slice(None))
+    old = memory.index
     index = memory_index(
-        jnp.asarray(shards.read(owners, everything, everything, fill=-1)),
+        jnp.asarray(numbers - 1),
         old.num_documents,
         old.max_document_chunks,
         num_shards,
         old.doc_mask,
     )
-    index = dataclasses.replace(jax.tree.map(repeat, index), chunk_doc=spread(owners, fill=-1))
+    chunk_doc = jax.device_put(numbers - 1, NamedSharding(mesh, P(groups, axis)))
+    index = dataclasses.replace(jax.tree.map(repeat, index), chunk_doc=chunk_doc)
     return Memory(jax.tree.map(spread, memory.layers), index)
 
 
@@ -89,13 +90,13 @@ class _Shards:
         """Chunks of all padded shards."""
         return self.size * (self.starts.shape[1] - 1)
 
-    def read(self, x: np.ndarray, groups: slice, chunks: slice, fill: int) -> np.ndarray:
-        """A part of the padded array, made of whole shards, read from `x` `[G, C, ...]`."""
-        groups, chunks = range(x.shape[0])[groups], range(self.total)[chunks]
-        part = np.full((len(groups), len(chunks), *x.shape[2:]), fill, x.dtype)
+    def read(self, x: np.ndarray, groups: slice, chunks: slice) -> np.ndarray:
+        """Groups and whole shards of the padded `[L, G, C, ...]` array, read from `x`."""
+        groups, chunks = range(x.shape[1])[groups], range(self.total)[chunks]
+        part = np.zeros((x.shape[0], len(groups), len(chunks), *x.shape[3:]), x.dtype)
         for i, group in enumerate(groups):
             for offset in range(0, len(chunks), self.size):
                 shard = (chunks.start + offset) // self.size
                 start, stop = self.starts[group, shard : shard + 2]
-                part[i, offset : offset + stop - start] = x[group, start:stop]
+                part[:, i, offset : offset + stop - start] = x[:, group, start:stop]
         return part

@@ -13,7 +13,6 @@ Every array has a leading group axis G: B queries of a group share one memory.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -33,9 +32,8 @@ from msa_jax.modules.state import (
     LayerCache,
     LayerMemory,
     Routing,
-    ScannedMemory,
 )
-from msa_jax.typing import Array, Float, PyTree
+from msa_jax.typing import Array, Float, Int
 
 
 class RouterProjector(nn.Module):
@@ -161,11 +159,12 @@ class MemorySparseAttention(nn.Module):
         self,
         x: Float[Array, "G B T D"],
         active_segments: Segments,
-        layer_memory: LayerMemory | ScannedMemory | None = None,
+        layer_memory: LayerMemory | None = None,
         index: MemoryIndex | None = None,
         cache: LayerCache | None = None,
         slots: CacheSlots | None = None,
         similarity: str = "cosine",
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "G B T D"], LayerCache, Routing | None]:
         """Attends from active tokens to chosen chunks and to the sequence so far.
 
@@ -178,6 +177,8 @@ class MemorySparseAttention(nn.Module):
                 of all documents, as in training; with a cache only the best are searched for.
             slots: where `x` goes in `cache`.
             similarity: of routing queries and keys.
+            layer: with a cache, which layer of a stacked `layer_memory` is this one's; slicing it
+                out beforehand would copy it.
 
         Returns:
             Output, the cache with `x` and the context added, and what was routed to.
@@ -187,7 +188,7 @@ class MemorySparseAttention(nn.Module):
             choose, mask = self._score, segments.local_mask(active_segments.doc_ids)
             cache = LayerCache(keys, values)
         else:
-            choose, mask = self._search, slots.mask
+            choose, mask = partial(self._search, layer=layer), slots.mask
             cache = LayerCache(
                 _write(cache.keys, keys, slots.start),
                 _write(cache.values, values, slots.start),
@@ -199,12 +200,8 @@ class MemorySparseAttention(nn.Module):
                 self.router.query(x), self.num_kv_heads, similarity
             ).reshape(*x.shape[:-1], -1)
             query_mask = active_segments.doc_ids == segments.QUERY
-
-            def read(layer_memory):
-                chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)
-                return chosen, _gather(layer_memory, index, chosen, self.dtype)
-
-            chosen, context = _with_memory(read, layer_memory)
+            chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)
+            context = _gather(layer_memory, index, chosen, layer, self.dtype)
             cache = dataclasses.replace(cache, context=context)
         local = (cache.keys, cache.values)
         if cache.context is None:
@@ -248,10 +245,10 @@ class MemorySparseAttention(nn.Module):
         top = routing.top_documents(jax.lax.stop_gradient(scores), self.memory.top_k_docs)
         return Routing(*top, scores)
 
-    def _search(self, queries, query_mask, keys: RoutingKeys, index) -> Routing:
+    def _search(self, queries, query_mask, keys: RoutingKeys, index, layer) -> Routing:
         """Finds the best documents without scores of all the others."""
         top_k_docs = min(self.memory.top_k_docs, index.num_documents)
-        return Routing(*parallel.route(queries, query_mask, keys, index, top_k_docs))
+        return Routing(*parallel.route(queries, query_mask, keys, index, top_k_docs, layer))
 
 
 def index_rows(
@@ -277,13 +274,7 @@ def _write(cached, new, start):
     return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), start, axis=2)
 
 
-def _with_memory(read: Callable[[LayerMemory], PyTree], memory: LayerMemory | ScannedMemory):
-    if isinstance(memory, LayerMemory):
-        return read(memory)
-    return jax.lax.switch(memory.number, [partial(read, layer) for layer in memory.layers])
-
-
-def _gather(layer_memory: LayerMemory, index: MemoryIndex, chosen: Routing, dtype) -> Context:
+def _gather(layer_memory: LayerMemory, index, chosen: Routing, layer, dtype) -> Context:
     content = (layer_memory.keys, layer_memory.values)
-    content, mask = parallel.gather_chunks(content, index, chosen.top_docs)
+    content, mask = parallel.gather_chunks(content, index, chosen.top_docs, layer)
     return Context(*(x.astype(dtype) for x in content), mask)

@@ -10,26 +10,15 @@ class LayerMemory:
     """What one router layer keeps of the documents: one entry per chunk.
 
     Attributes:
-        router_keys: pooled routing keys `[G, C, K*H]`, ready for the product (unit length for
-            "cosine"), in the compute type or in 8 bits.
+        router_keys: pooled routing keys `[*layers, G, C, K*H]`, ready for the product (unit
+            length for "cosine"), in the compute type or in 8 bits.
         keys: pooled keys, after norm and RoPE.
         values: pooled values.
     """
 
     router_keys: RoutingKeys
-    keys: Float[Array, "G C K H"]
-    values: Float[Array, "G C K H"]
-
-
-@pytree
-class ScannedMemory:
-    """The memory `layers[number]` in a scan over layers.
-
-    The arrays of each layer are its own: a part of stacked ones would be copied for every kernel.
-    """
-
-    layers: tuple[LayerMemory, ...]
-    number: Int[Array, ""]
+    keys: Float[Array, "*layers G C K H"]
+    values: Float[Array, "*layers G C K H"]
 
 
 @pytree
@@ -37,11 +26,11 @@ class Memory:
     """Encoded documents: pooled arrays of every router layer, and the chunk table.
 
     Attributes:
-        layers: of each router layer, in ascending order.
+        layers: `[L_routed, G, C, ...]` arrays, router layers in ascending order.
         index: which chunk belongs to which document.
     """
 
-    layers: tuple[LayerMemory, ...]
+    layers: LayerMemory
     index: MemoryIndex
 
 

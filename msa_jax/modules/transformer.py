@@ -11,7 +11,6 @@ Layers of one kind are stacked and scanned, so that 36 compile about as fast as 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -31,7 +30,6 @@ from msa_jax.modules.state import (
     LayerMemory,
     Memory,
     Routing,
-    ScannedMemory,
 )
 from msa_jax.typing import Array, Bool, Float, Int, pytree
 
@@ -62,7 +60,7 @@ class _Streams:
 
 @pytree
 class _LayerInput:
-    number: Int[Array, " L"]
+    number: Int[Array, " L"] | None = None
     cache: LayerCache | None = None
     is_last: Bool[Array, " L"] | None = None
 
@@ -77,13 +75,13 @@ class _LayerOutput:
 
 @pytree
 class _Shared:
-    """What every layer of a run is given; `memories` are those of its layers."""
+    """What every layer of a call is given; `memories` are of all router layers, stacked."""
 
     memory_segments: Segments | None = None
     active_segments: Segments | None = None
     index: MemoryIndex | None = None
     slots: CacheSlots | None = None
-    memories: tuple[LayerMemory, ...] | None = None
+    memories: LayerMemory | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -119,10 +117,8 @@ class DecoderLayer(nn.Module):
     def __call__(
         self, streams: _Streams, layer: _LayerInput, shared: _Shared
     ) -> tuple[_Streams, _LayerOutput]:
-        layer_memory, cache, routing = None, None, None
+        layer_memory, cache, routing = shared.memories, None, None
         memory, active = streams.memory, streams.active
-        if shared.memories:
-            layer_memory = ScannedMemory(shared.memories, layer.number)
         if memory is not None:
             memory, layer_memory = self._encode(memory, shared.memory_segments, layer.is_last)
         if active is not None:
@@ -134,6 +130,7 @@ class DecoderLayer(nn.Module):
                 layer.cache,
                 shared.slots,
                 self.similarity,
+                layer.number,
             )
             active = self._feed_forward(active + out)
         outputs = _LayerOutput(
@@ -198,16 +195,14 @@ class Transformer(nn.Module):
                 in_axes=(0, nn.broadcast),
                 length=length,
             )(self.config, routed, similarity, keep, name=name)
+            # The layer's place in a stacked memory, which is not cut up: a slice is a copy.
+            number = routed_before + jnp.arange(length) if shared.memories is not None else None
             layer = _LayerInput(
-                number=jnp.arange(length),
+                number=number,
                 cache=caches[name] if caches else None,
                 is_last=self._is_last(stop, length, keep),
             )
-            own = shared
-            if routed and shared.memories:
-                memories = shared.memories[routed_before : routed_before + length]
-                own = dataclasses.replace(shared, memories=memories)
-            streams, outputs[name] = run(streams, layer, own)
+            streams, outputs[name] = run(streams, layer, shared)
             routed_before += length if routed else 0
         return streams, outputs
 
@@ -257,10 +252,7 @@ class Transformer(nn.Module):
             similarity=self.config.memory.router_similarity,
             keep=("memory",),
         )
-        layers = _stack(outputs, "memory")
-        count = len(self.config.router_layers)
-        layers = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))
-        return Memory(layers, self._index(memory, num_documents))
+        return Memory(_stack(outputs, "memory"), self._index(memory, num_documents))
 
     def prefill(
         self, active: TokenBlock, cache: Cache, memory: Memory | None = None

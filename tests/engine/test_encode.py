@@ -42,7 +42,7 @@ def test_batches_give_the_chunks_of_one_encode(model, params):
 
 def chunks_of(memory, document):
     own = np.asarray(memory.index.chunk_doc[0]) == document
-    return jax.tree.map(lambda x: np.asarray(x)[0, own], memory.layers)
+    return jax.tree.map(lambda x: np.asarray(x)[:, 0, own], memory.layers)
 
 
 @pytest.mark.parametrize(

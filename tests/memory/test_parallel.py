@@ -78,9 +78,10 @@ def test_the_cases_hold_ties_absent_documents_and_queries_that_do_not_route():
 
 def test_eight_bits_without_exact_keys_rank_by_themselves_on_every_mesh():
     memory = memory_of(UNEVEN, "int8")
-    (layer,) = memory.layers
-    keys = dataclasses.replace(layer.router_keys, exact=None)
-    memory = dataclasses.replace(memory, layers=(dataclasses.replace(layer, router_keys=keys),))
+    keys = dataclasses.replace(memory.layers.router_keys, exact=None)
+    memory = dataclasses.replace(
+        memory, layers=dataclasses.replace(memory.layers, router_keys=keys)
+    )
     queries, mesh = queries_of(2), mesh_of(memory=4)
     with jax.set_mesh(mesh):
         found = route_layer(place_memory(memory, mesh), *queries)
@@ -101,7 +102,7 @@ def scores_and_content(keys, content, index, queries, query_mask, weights):
 
 def differentiated(memory, mesh):
     """Values and gradients on a mesh; the memory's arrays are the originals where mesh is None."""
-    (layer,) = memory.layers
+    layer = jax.tree.map(lambda x: x[1], memory.layers)
     queries, query_mask = queries_of(2)
     weights = np.arange(2 * BATCH * memory.index.num_documents, dtype=np.float32)
     weights = weights.reshape(2, BATCH, -1)
@@ -157,8 +158,8 @@ def test_only_candidates_and_chosen_chunks_move():
         moved = collectives(route_layer.lower(placed, *queries_of(1)).compile())
         assert moved and max(moved) <= 2 * 8 * BATCH * TOP_K
 
-        content = (placed.layers[0].keys, placed.layers[0].values)
-        gather = jax.jit(parallel.gather_chunks)
+        content = (placed.layers.keys, placed.layers.values)
+        gather = jax.jit(partial(parallel.gather_chunks, layer=1))
         chosen = jnp.zeros((1, BATCH, TOP_K), jnp.int32)
         moved = collectives(gather.lower(content, placed.index, chosen).compile())
         assert moved and max(moved) <= BATCH * TOP_K * 2 * KV_HEADS * HEAD_DIM
@@ -181,11 +182,11 @@ def test_inside_a_callers_own_shard_map_nothing_is_spread_again():
     groups = NamedSharding(mesh, P("data"))
 
     @jax.jit
-    @partial(jax.shard_map, in_specs=P("data"), out_specs=P("data"))
+    @partial(jax.shard_map, in_specs=(P(None, "data"), P("data"), P("data")), out_specs=P("data"))
     def own(keys, index, queries):
-        return parallel.route(*queries, keys, index, TOP_K)
+        return parallel.route(*queries, keys, index, TOP_K, layer=1)
 
     with jax.set_mesh(mesh):
-        found = own(memory.layers[0].router_keys, memory.index, jax.device_put(queries, groups))
+        found = own(memory.layers.router_keys, memory.index, jax.device_put(queries, groups))
     for ours, expected in zip(found, expected_route("uneven"), strict=True):
         np.testing.assert_array_equal(ours, expected)

@@ -44,11 +44,11 @@ def test_every_array_of_a_document_moves_with_it(dtype):
     placed = place_memory(memory, mesh_of(data=2, memory=4))
     for group, document in np.ndindex(placed.index.first_chunk.shape):
         ours, original = (chunks_of(x, group, document) for x in (placed, memory))
-        assert len(jax.tree.leaves(ours)[0]) == UNEVEN[group][document]
+        assert jax.tree.leaves(ours)[0].shape[1] == UNEVEN[group][document]
         jax.tree.map(np.testing.assert_array_equal, ours, original)
     np.testing.assert_array_equal(placed.index.doc_mask, memory.index.doc_mask)
-    values = placed.layers[0].router_keys.values
-    assert values.sharding.shard_shape(values.shape)[:2] == (1, values.shape[1] // 4)
+    values = placed.layers.router_keys.values
+    assert values.sharding.shard_shape(values.shape)[1:3] == (1, values.shape[2] // 4)
 
 
 def chunks_of(memory, group, document):
@@ -56,7 +56,7 @@ def chunks_of(memory, group, document):
     first, count = (int(x[group, document]) for x in (index.first_chunk, index.num_chunks))
     own = np.flatnonzero(np.asarray(index.chunk_doc[group]) == document)
     assert own.tolist() == list(range(first, first + count))
-    return jax.tree.map(lambda x: np.asarray(x)[group, first : first + count], memory.layers)
+    return jax.tree.map(lambda x: np.asarray(x)[:, group, first : first + count], memory.layers)
 
 
 def test_documents_in_disorder_are_refused():

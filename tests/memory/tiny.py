@@ -22,7 +22,7 @@ UNEVEN = [[2, 1, 5, 1, 3, 0, 1, 1, 4, 2, 3], [1, 1, 17, 1, 0, 1, 1, 0, 0, 0, 1]]
 
 
 def memory_of(sizes: Sequence[Sequence[int]], dtype: str | None = None) -> Memory:
-    """One layer; a group for each list of document sizes; keys in 8 bits if `dtype` says so."""
+    """Two layers; a group for each list of document sizes; keys in 8 bits if `dtype` says so."""
     rng = np.random.default_rng(0)
     owners = [np.repeat(np.arange(len(group)), group) for group in sizes]
     chunk_doc = np.full((len(sizes), max(map(len, owners))), -1, np.int32)
@@ -30,14 +30,14 @@ def memory_of(sizes: Sequence[Sequence[int]], dtype: str | None = None) -> Memor
         row[: len(own)] = own
 
     def integers(*shape):
-        return rng.integers(-1, 2, (*chunk_doc.shape, *shape)).astype(np.float32)
+        return rng.integers(-1, 2, (2, *chunk_doc.shape, *shape)).astype(np.float32)
 
     keys = RoutingKeys(integers(SIZE))
     if dtype is not None:
         keys = quantize_keys(jnp.asarray(keys.values), dtype)
     content = [integers(KV_HEADS, HEAD_DIM) / 3 for _ in range(2)]
     index = memory_index(jnp.asarray(chunk_doc), len(sizes[0]), max(map(max, sizes)))
-    return jax.device_get(Memory((LayerMemory(keys, *content),), index))
+    return jax.device_get(Memory(LayerMemory(keys, *content), index))
 
 
 def queries_of(num_groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +63,9 @@ def mesh_of(**sizes: int) -> jax.sharding.Mesh:
 
 @jax.jit
 def route_layer(memory: Memory, queries, query_mask):
-    """The best documents of the only layer, as the ambient mesh has it."""
-    keys = memory.layers[0].router_keys
-    return parallel.route(queries, query_mask, keys, memory.index, TOP_K)
+    """The best documents of the second layer, as the ambient mesh has it."""
+    keys = memory.layers.router_keys
+    return parallel.route(queries, query_mask, keys, memory.index, TOP_K, layer=1)
 
 
 @jax.jit
@@ -73,7 +73,7 @@ def route_each_group(memory: Memory, queries, query_mask) -> list[jax.Array]:
     """The same group by group, on one device, without `memory.parallel`."""
     found = []
     for group in range(len(queries)):
-        layer, index = jax.tree.map(lambda x, g=group: x[g], memory.layers[0]), memory.index
+        layer, index = jax.tree.map(lambda x, g=group: x[1, g], memory.layers), memory.index
         found.append(
             route(
                 queries[group],

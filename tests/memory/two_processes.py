@@ -20,7 +20,7 @@ def main(port: str, rank: str, out: str) -> None:
     jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
     mesh = mesh_of(memory=4)
     placed = place_memory(masked(memory_of(UNEVEN)), mesh)
-    assert not placed.layers[0].router_keys.values.is_fully_addressable
+    assert not placed.layers.router_keys.values.is_fully_addressable
     with jax.set_mesh(mesh):
         scores, docs = route_layer(placed, *queries_of(2))
     np.savez(out, scores=np.asarray(scores), docs=np.asarray(docs))

@@ -21,15 +21,16 @@ CHUNKS, DOCUMENTS = 1 << 22, 1 << 20
 
 
 def abstract_memory(config, mesh, axis):
-    def array(*shape, dtype=jnp.float32, axis=axis):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(None, axis)))
+    def array(*shape, spec, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    content = array(1, CHUNKS, config.num_kv_heads, config.head_dim)
-    keys = RoutingKeys(array(1, CHUNKS, config.num_kv_heads * config.head_dim))
-    table = array(1, DOCUMENTS, dtype=jnp.int32, axis=None)
-    chunk_doc = array(1, CHUNKS, dtype=jnp.int32)
+    stack, spec = (len(config.router_layers), 1, CHUNKS), P(None, None, axis)
+    content = array(*stack, config.num_kv_heads, config.head_dim, spec=spec)
+    keys = RoutingKeys(array(*stack, config.num_kv_heads * config.head_dim, spec=spec))
+    table = array(1, DOCUMENTS, spec=P(), dtype=jnp.int32)
+    chunk_doc = array(1, CHUNKS, spec=P(None, axis), dtype=jnp.int32)
     index = MemoryIndex(chunk_doc, table, table, 4, mesh.size)
-    return Memory((LayerMemory(keys, content, content),) * len(config.router_layers), index)
+    return Memory(LayerMemory(keys, content, content), index)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -43,5 +44,5 @@ def test_a_prefill_needs_less_room_than_the_keys_of_a_layer(shards):
     memory = abstract_memory(config, mesh, "memory" if shards > 1 else None)
     with jax.set_mesh(mesh):
         compiled = prefill.lower({"params": params}, active, cache, memory).compile()
-    keys = memory.layers[0].router_keys.values.size * 4 // shards
+    keys = CHUNKS * config.num_kv_heads * config.head_dim * 4 // shards
     assert compiled.memory_analysis().temp_size_in_bytes < keys
