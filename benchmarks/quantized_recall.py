@@ -101,7 +101,7 @@ def layer_queries(
 
 def layer_keys(memory: Memory, index: int) -> Float[Array, "C D"]:
     """Routing keys of one of the router layers."""
-    return memory.layers[index].router_keys.values[0]
+    return memory.layers.router_keys.values[index, 0]
 
 
 def recalls(
