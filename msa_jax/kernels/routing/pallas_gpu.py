@@ -1,19 +1,18 @@
 """Chunk scores on Hopper GPUs, with Mosaic GPU: one pass over the keys.
 
 Persistent thread blocks walk over tiles of chunks. One warpgroup fetches: it keeps a ring of
-shared-memory stages full of keys. Two warpgroups compute: each multiplies its half of a tile with
-the tokens (chunks on the M side of WGMMA, tokens on the N side) and takes the maximum over each
-query's tokens in registers, so that only one number per chunk and query is written.
+shared-memory stages full of keys and tokens. Two warpgroups compute: each multiplies its half of a
+tile of chunks with the tokens (chunks on the M side of WGMMA, tokens on the N side) and takes the
+maximum over each query's tokens in registers, so that one number per chunk and query is written.
 
-Few tokens: queries stay in shared memory and the kernel is limited by reading the keys. Many
-tokens: queries are streamed beside the keys, and every tile of chunks meets all tokens before the
-next one, so that keys still come from device memory once; the matrix units are the limit.
+A tile of chunks meets all tokens before the next one, so that keys come from device memory once;
+all else is served by the L2 cache. Up to 256 tokens the kernel is limited by reading the keys,
+with more by the matrix units.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 from typing import Any
 
@@ -30,8 +29,8 @@ _WARPGROUP_CHUNKS = 64  # Rows of one WGMMA.
 _TILE_CHUNKS = _COMPUTE_WARPGROUPS * _WARPGROUP_CHUNKS
 _MAX_TILE_TOKENS = 256  # Columns of one WGMMA; its accumulators fill the registers.
 _SHARED_BYTES = 219 * 1024  # Of a block's 227 KB; barriers and reductions take the rest.
-_MIN_RING_BYTES = 64 * 1024
-_MAX_STAGES = 12
+# Longer pieces of rows are read faster, unless too few of them are under way.
+_MAX_STEP_BYTES, _MIN_STAGES, _MAX_STAGES = 384, 3, 12
 # By bytes per component; WGMMA takes 8-bit operands in tiles of at least 64 bytes.
 _TILE_BYTES = {1: (128, 64), 2: (128, 64, 32)}
 _REGISTERS = {"memory": 40, "compute": 232}
@@ -45,24 +44,25 @@ class Plan:
     """Tile sizes of one call.
 
     Attributes:
-        query_tokens: tokens per query after padding.
+        tiles_per_query: tiles of tokens that a query spans.
         tile_queries: queries in a tile of tokens; 1 where a query spans several tiles.
         tile_tokens: tokens in a tile.
-        tile_bytes: of a key that are fetched at once: one swizzled row of shared memory.
+        swizzle_bytes: of a key that lie side by side in shared memory.
+        step_bytes: of a key that are fetched at once, a multiple of `swizzle_bytes`.
         stages: of the ring.
-        resident: queries stay in shared memory.
     """
 
-    query_tokens: int
+    tiles_per_query: int
     tile_queries: int
     tile_tokens: int
-    tile_bytes: int
+    swizzle_bytes: int
+    step_bytes: int
     stages: int
-    resident: bool
 
     @property
-    def tiles_per_query(self) -> int:
-        return max(self.query_tokens // self.tile_tokens, 1)
+    def query_tokens(self) -> int:
+        """Tokens per query after padding."""
+        return self.tiles_per_query * self.tile_tokens // self.tile_queries
 
 
 def chunk_scores(
@@ -105,23 +105,22 @@ def make_plan(batch: int, tokens: int, dims: int, itemsize: int) -> Plan:
         NotImplementedError: for keys whose rows no swizzled tile divides.
     """
     row_bytes = dims * itemsize
-    tile_bytes = next((size for size in _TILE_BYTES[itemsize] if row_bytes % size == 0), None)
-    if tile_bytes is None:
+    swizzle_bytes = next((size for size in _TILE_BYTES[itemsize] if row_bytes % size == 0), None)
+    if swizzle_bytes is None:
         raise NotImplementedError(f"keys with rows of {row_bytes} bytes")
-    query_tokens = _round_up(tokens, 8 if tokens <= _MAX_TILE_TOKENS else _MAX_TILE_TOKENS)
-    tile_queries = min(batch, max(_MAX_TILE_TOKENS // query_tokens, 1))
-    tile_tokens = min(tile_queries * query_tokens, _MAX_TILE_TOKENS)
+    # As few tiles as possible, and those as even, since what fills them up costs as much.
+    tiles_per_query = _ceil_div(tokens, _MAX_TILE_TOKENS)
+    tile_tokens = 8 * _ceil_div(tokens, 8 * tiles_per_query)
+    tile_queries = 1
+    if tiles_per_query == 1:
+        tile_queries = _ceil_div(batch, _ceil_div(batch, _MAX_TILE_TOKENS // tile_tokens))
+        tile_tokens *= tile_queries
     free = _SHARED_BYTES - 4 * _TILE_CHUNKS * tile_queries
-    # Resident, if all queries leave room for enough keys in flight to cover the latency.
-    query_bytes = batch * query_tokens * row_bytes
-    all_in_one = batch * query_tokens == tile_tokens
-    resident = all_in_one and query_bytes + _MIN_RING_BYTES <= free
-    if resident:
-        stages = (free - query_bytes) // (_TILE_CHUNKS * tile_bytes)
-    else:
-        stages = free // ((_TILE_CHUNKS + tile_tokens) * tile_bytes)
-    stages = min(stages, _MAX_STAGES)
-    return Plan(query_tokens, tile_queries, tile_tokens, tile_bytes, stages, resident)
+    for step_bytes in range(_MAX_STEP_BYTES, 0, -swizzle_bytes):
+        stages = min(free // ((_TILE_CHUNKS + tile_tokens) * step_bytes), _MAX_STAGES)
+        if row_bytes % step_bytes == 0 and stages >= _MIN_STAGES:
+            break
+    return Plan(tiles_per_query, tile_queries, tile_tokens, swizzle_bytes, step_bytes, stages)
 
 
 @partial(jax.jit, static_argnames="interpret")
@@ -136,7 +135,7 @@ def _run_kernel(queries, keys, memory, interpret):
         extra_queries = -batch % plan.tile_queries
         padding = ((0, extra_queries), (0, plan.query_tokens - tokens), (0, 0))
         queries = jnp.pad(queries, padding, mode="edge").reshape(-1, dims)
-        num_tiles = -(-keys.shape[1] // _TILE_CHUNKS)
+        num_tiles = _ceil_div(keys.shape[1], _TILE_CHUNKS)
         num_blocks = min(num_tiles, 2 if interpret else jax.devices()[0].core_count)
         scores = jax.ShapeDtypeStruct((batch + extra_queries, num_tiles * _TILE_CHUNKS), "float32")
         return plgpu.kernel(
@@ -156,14 +155,12 @@ def _run_kernel(queries, keys, memory, interpret):
 
 
 def _kernel(queries, keys, memory, scores, *, plan: Plan):
-    tile_dims = plan.tile_bytes // keys.dtype.itemsize
+    step_dims = plan.step_bytes // keys.dtype.itemsize
     swizzled = (
-        plgpu.TilingTransform((_FETCHED_ROWS, tile_dims)),
-        plgpu.SwizzleTransform(plan.tile_bytes),
+        plgpu.TilingTransform((_FETCHED_ROWS, plan.swizzle_bytes // keys.dtype.itemsize)),
+        plgpu.SwizzleTransform(plan.swizzle_bytes),
     )
     walk = _Walk.of_block(queries, keys, scores, plan)
-    query_slots = walk.num_steps if plan.resident else plan.stages
-    copies = 1 if plan.resident else 2
 
     def run(*shared):
         shared = _Shared(*shared)
@@ -179,12 +176,11 @@ def _kernel(queries, keys, memory, scores, *, plan: Plan):
 
     pl.run_scoped(
         run,
-        plgpu.SMEM((plan.stages, _TILE_CHUNKS, tile_dims), keys.dtype, transforms=swizzled),
-        plgpu.SMEM((query_slots, plan.tile_tokens, tile_dims), keys.dtype, transforms=swizzled),
+        plgpu.SMEM((plan.stages, _TILE_CHUNKS, step_dims), keys.dtype, transforms=swizzled),
+        plgpu.SMEM((plan.stages, plan.tile_tokens, step_dims), keys.dtype, transforms=swizzled),
         plgpu.SMEM((_COMPUTE_WARPGROUPS, plan.tile_queries, _WARPGROUP_CHUNKS), jnp.float32),
-        plgpu.Barrier(num_arrivals=copies, num_barriers=plan.stages),
+        plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=plan.stages),
-        plgpu.Barrier(num_arrivals=walk.num_steps) if plan.resident else None,
         collective_axes="warpgroup",
     )
 
@@ -198,7 +194,6 @@ class _Shared:
     scores: Any
     filled: Any
     emptied: Any
-    queries_here: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +220,7 @@ class _Walk:
         all_tiles = scores.shape[1] // _TILE_CHUNKS
         num_tiles = lax.div(all_tiles - block + num_blocks - 1, num_blocks)
         token_tiles = queries.shape[0] // plan.tile_tokens
-        num_steps = keys.shape[2] * keys.dtype.itemsize // plan.tile_bytes
+        num_steps = keys.shape[2] * keys.dtype.itemsize // plan.step_bytes
         return cls(block, num_blocks, num_tiles, token_tiles, num_steps)
 
     @property
@@ -240,11 +235,7 @@ class _Walk:
 def _fetch(queries, keys, memory, shared: _Shared, walk: _Walk, plan: Plan):
     """The fetching warpgroup: fills stages as they are emptied."""
     plgpu.set_max_registers(_REGISTERS["memory"], action="decrease")
-    tile_dims = shared.keys.shape[-1]
-    if plan.resident:
-        for step in range(walk.num_steps):
-            source = queries.at[:, pl.ds(step * tile_dims, tile_dims)]
-            plgpu.copy_gmem_to_smem(source, shared.queries.at[step], shared.queries_here)
+    step_dims = shared.keys.shape[-1]
     num_fetches = walk.num_tiles * walk.steps_per_tile
 
     @pl.loop(0, num_fetches)
@@ -252,15 +243,13 @@ def _fetch(queries, keys, memory, shared: _Shared, walk: _Walk, plan: Plan):
         slot = lax.rem(i, plan.stages)
         pl.when(i >= plan.stages)(lambda: plgpu.barrier_wait(shared.emptied.at[slot]))
         within = lax.rem(i, walk.steps_per_tile)
-        dims = pl.ds(lax.rem(within, walk.num_steps) * tile_dims, tile_dims)
+        dims = pl.ds(lax.rem(within, walk.num_steps) * step_dims, step_dims)
         chunks = pl.ds(walk.first_chunk(lax.div(i, walk.steps_per_tile)), _TILE_CHUNKS)
         barrier = shared.filled.at[slot]
         # The last tile may reach beyond the keys; what is there scores, but is cut off.
         plgpu.copy_gmem_to_smem(keys.at[memory, chunks, dims], shared.keys.at[slot], barrier)
-        if not plan.resident:
-            tokens = lax.div(within, walk.num_steps) * plan.tile_tokens
-            source = queries.at[pl.ds(tokens, plan.tile_tokens), dims]
-            plgpu.copy_gmem_to_smem(source, shared.queries.at[slot], barrier)
+        tokens = pl.ds(lax.div(within, walk.num_steps) * plan.tile_tokens, plan.tile_tokens)
+        plgpu.copy_gmem_to_smem(queries.at[tokens, dims], shared.queries.at[slot], barrier)
 
     @pl.loop(jnp.maximum(num_fetches - plan.stages, 0), num_fetches)
     def _(i):
@@ -274,8 +263,6 @@ def _compute(scores, shared: _Shared, walk: _Walk, plan: Plan):
     first_row = warpgroup * _WARPGROUP_CHUNKS
     output = shared.scores.at[warpgroup]
     maxima = partial(_maxima, shared, walk, plan, pl.ds(first_row, _WARPGROUP_CHUNKS))
-    if plan.resident:
-        plgpu.barrier_wait(shared.queries_here)
 
     @pl.loop(0, walk.num_tiles)
     def _(i):
@@ -314,8 +301,8 @@ def _maxima(shared: _Shared, walk: _Walk, plan: Plan, rows, first_step) -> list[
         @pl.loop(0, walk.num_steps)
         def _(step):
             plgpu.barrier_wait(shared.filled.at[slot(step)])
-            tokens = shared.queries.at[step if plan.resident else slot(step)]
-            plgpu.wgmma(acc, shared.keys.at[slot(step), rows], tokens.transpose((1, 0)))
+            tokens = shared.queries.at[slot(step)].transpose((1, 0))
+            plgpu.wgmma(acc, shared.keys.at[slot(step), rows], tokens)
             # One product stays in flight while the stage of the one before is handed back.
             plgpu.wgmma_wait(1)
             pl.when(step > 0)(lambda: plgpu.barrier_arrive(shared.emptied.at[slot(step - 1)]))
@@ -335,5 +322,5 @@ def _require_hopper() -> None:
         raise NotImplementedError(f"routing kernel for {device.device_kind}; it is for Hopper GPUs")
 
 
-def _round_up(x: int, multiple: int) -> int:
-    return math.ceil(x / multiple) * multiple
+def _ceil_div(x: int, divisor: int) -> int:
+    return -(-x // divisor)
