@@ -12,6 +12,10 @@ VENV := .venv/py$(lastword $(FOUND))
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 # On Linux only a build marked +cpu is taken: PyPI's own brings several GB of CUDA libraries.
 TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+# The TPU compiler, which tests use without a TPU, in the release that this JAX wants. It lies beside
+# the packages: JAX, if it found it, would look for a TPU whenever it starts.
+LIBTPU := import importlib.metadata as m; \
+	print(*(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))
 
 .PHONY: help demo test test-all lint format clean
 
@@ -52,4 +56,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@$(PIP) install --quiet --editable '.[test]'
 	@$(PIP) install --quiet '$(TORCH)' || echo "No CPU build of PyTorch in the package index: the\
 	 parity tests against transformers will be skipped. CONTRIBUTING.md says how to add it."
+	@$(PIP) install --quiet --no-deps --upgrade --target $(VENV)/libtpu \
+		"$$($(VENV)/bin/python -c '$(LIBTPU)')" || echo "No libtpu for this machine: the tests that\
+	 compile for TPU will be skipped."
 	@touch $@
