@@ -27,7 +27,8 @@ def generate_greedy(
         model: the transformer.
         params: its parameters.
         prompts: `[G, B, T]` head, query and opening of the response; padding at the right.
-        memory: encoded documents, one memory per group.
+        memory: encoded documents, one memory per group. On several devices, placed there by
+            `memory.placement.place_memory`, and this called under `jax.set_mesh`.
         num_tokens: tokens to generate for each prompt.
 
     Returns:

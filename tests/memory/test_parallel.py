@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import re
 from functools import cache, partial
 
 import jax
@@ -20,6 +19,7 @@ from tests.memory.tiny import (
     KV_HEADS,
     TOP_K,
     UNEVEN,
+    collectives,
     masked,
     memory_of,
     mesh_of,
@@ -140,14 +140,6 @@ def test_scores_content_and_gradients_are_those_of_one_device(axes):
     for x, y in zip([*ours, gradients[2]], [*expected, gradients_1[2]], strict=True):
         assert np.abs(y).max() > 0
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-5)
-
-
-def collectives(compiled):
-    """Elements of every array that a compiled program moves between devices."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    lines = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", compiled.as_text())
-    shapes = [shape for line in lines for shape in re.findall(r"\w+\[([\d,]*)\]", line)]
-    return [int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes]
 
 
 def test_only_candidates_and_chosen_chunks_move():

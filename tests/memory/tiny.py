@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import jax
@@ -86,3 +87,11 @@ def route_each_group(memory: Memory, queries, query_mask) -> list[jax.Array]:
             )
         )
     return [jnp.stack(x) for x in zip(*found, strict=True)]
+
+
+def collectives(compiled: jax.stages.Compiled) -> list[int]:
+    """Elements of every array that a compiled program moves between devices."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    lines = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", compiled.as_text())
+    shapes = [shape for line in lines for shape in re.findall(r"\w+\[([\d,]*)\]", line)]
+    return [int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes]

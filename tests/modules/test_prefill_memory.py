@@ -1,4 +1,4 @@
-"""Routing reads a memory where it lies: no layer of it is ever copied."""
+"""Routing reads a memory where it lies: no layer of it is ever copied, or moved."""
 
 from functools import partial
 
@@ -15,6 +15,7 @@ from msa_jax.modules.init import init_params
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.modules.transformer import Transformer, init_cache
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from tests.memory.tiny import collectives
 from tests.modules.tiny import model_config
 
 CHUNKS, DOCUMENTS = 1 << 22, 1 << 20
@@ -46,3 +47,5 @@ def test_a_prefill_needs_less_room_than_the_keys_of_a_layer(shards):
         compiled = prefill.lower({"params": params}, active, cache, memory).compile()
     keys = CHUNKS * config.num_kv_heads * config.head_dim * 4 // shards
     assert compiled.memory_analysis().temp_size_in_bytes < keys
+    moved = collectives(compiled)
+    assert bool(moved) == (shards > 1) and all(size < 1000 for size in moved)
