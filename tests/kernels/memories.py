@@ -11,14 +11,14 @@ from msa_jax.kernels.routing import RoutingKeys, quantize_keys
 EIGHT_BITS = {"int8": 127, "float8_e4m3fn": 448}
 # Lengths of documents, in chunks, and a bound on them.
 _LENGTHS = {"one": (1, 1, 1), "short": (1, 4, 5), "long": (120, 300, 300), "mixed": (1, 140, 150)}
-# Queries, tokens, chunks, documents asked for, and their lengths. Every shape is compiled, so
-# tests that are to be fast choose among few.
+# Queries, tokens, chunks, documents asked for, their lengths, and what a mask of them is per.
+# Every shape is compiled, so tests that are to be fast choose among few.
 FEW_SHAPES = st.sampled_from(
     [
-        (1, 7, 130, 16, "short"),
-        (3, 5, 700, 4, "long"),
-        (2, 64, 257, 1, "mixed"),
-        (1, 1, 1, 3, "one"),
+        (1, 7, 130, 16, "short", "memory"),
+        (3, 5, 700, 4, "long", "query"),
+        (2, 64, 257, 1, "mixed", None),
+        (1, 1, 1, 3, "one", "query"),
     ]
 )
 ANY_SHAPE = st.tuples(
@@ -27,6 +27,7 @@ ANY_SHAPE = st.tuples(
     st.integers(1, 900),
     st.sampled_from([1, 2, 5, 16, 40]),
     st.sampled_from(sorted(_LENGTHS)),
+    st.sampled_from([None, "memory", "query"]),
 )
 
 
@@ -70,28 +71,19 @@ def random_documents(
 @st.composite
 def samples(draw, dtype: str, dims: int, *, exact: bool, shapes=FEW_SHAPES) -> Sample:
     """Memories with keys in `dtype`, of whole numbers (all sums exact, many ties) if `exact`."""
-    batch, tokens, num_chunks, top_k_docs, lengths = draw(shapes)
+    batch, tokens, num_chunks, top_k_docs, lengths, mask_per = draw(shapes)
     gaps = draw(st.sampled_from([0.0, 0.3, 1.0]))
     tokens_kept = draw(st.sampled_from([0.0, 0.5, 1.0]))
-    mask_kind = draw(st.sampled_from(["none", "shared", "per query", "nothing"]))
+    documents_kept = draw(st.sampled_from([0.0, 0.6, 0.6, 1.0]))
     rescored = dtype in EIGHT_BITS and draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     chunk_doc, bound = random_documents(rng, num_chunks, lengths, gaps)
     make_numbers = whole_numbers if exact else real_numbers
     queries, keys = make_numbers(rng, (batch, tokens, dims), num_chunks, dtype, rescored)
     query_mask = rng.random((batch, tokens)) < tokens_kept
-    doc_mask = random_mask(rng, batch, 2 * num_chunks, mask_kind)
+    mask_shape = {"memory": (2 * num_chunks,), "query": (batch, 2 * num_chunks)}.get(mask_per)
+    doc_mask = None if mask_shape is None else rng.random(mask_shape) < documents_kept
     return Sample(queries, query_mask, keys, chunk_doc, doc_mask, top_k_docs, bound)
-
-
-def random_mask(
-    rng: np.random.Generator, batch: int, num_documents: int, kind: str
-) -> np.ndarray | None:
-    """Documents that may be chosen."""
-    if kind == "none":
-        return None
-    shape = (batch, num_documents) if kind == "per query" else (num_documents,)
-    return rng.random(shape) < (0.0 if kind == "nothing" else 0.6)
 
 
 def whole_numbers(

@@ -76,7 +76,7 @@ def test_whole_numbers_give_the_very_scores_and_ids_of_the_reference(implementat
     """Products of small whole numbers are exact and tie often: nothing is left to rounding."""
     require(implementation, dtype)
 
-    @examples(implementation, 40)
+    @examples(implementation, 30)
     @given(samples(dtype, DIMS, exact=True))
     def check(sample):
         check_same(routed(sample, implementation), expected(sample))
@@ -88,7 +88,7 @@ def test_whole_numbers_give_the_very_scores_and_ids_of_the_reference(implementat
 def test_real_numbers_agree_up_to_rounding_and_repeat_to_the_bit(implementation, dtype):
     require(implementation, dtype)
 
-    @examples(implementation, 20)
+    @examples(implementation, 15)
     @given(samples(dtype, DIMS, exact=False))
     def check(sample):
         found = routed(sample, implementation)
