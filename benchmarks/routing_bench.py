@@ -11,7 +11,8 @@ reduction_ms    fastest plain reduction (maximum or sum, over any axis) of one l
 times_reduction milliseconds of a layer over that; share_of_bandwidth is its inverse
 matrix_tflops   a large bfloat16 product; share_of_matrix_peak is of that, whatever the dtype
 xla_ms          the same call with implementation="xla"; same_ids_as_xla: share of equal ids
-upstream_ms     the same from per-head scores, as upstream does it (`upstream_routing`)
+upstream_ms     the same from per-head scores, each operation by itself as in upstream's engine
+                (`upstream_routing`); upstream_fused_ms: where XLA may fuse them
 one_device_ms   for several devices: the same memory on one of them
 temporary_bytes device memory beside arguments
 
@@ -116,10 +117,11 @@ def _on_one_device(case: Case, line: dict[str, Any]) -> Iterator[dict[str, Any]]
     if case.dtype == "bfloat16" and case.batch * case.query_tokens <= UPSTREAM_TOKENS:
         with _errors_in(line, "upstream"):
             options = {"num_documents": case.num_documents, "top_k_docs": TOP_K_DOCS}
-            upstream = jax.jit(partial(route_per_head, **options))
             arguments = [(per_head[0], mask, key, chunk_doc) for key in keys]
-            ms = median_ms(upstream, arguments)
-            yield {"upstream_ms": ms, "times_faster_than_upstream": ms / line["ms"]}
+            for name, fuse in (("upstream", False), ("upstream_fused", True)):
+                upstream = jax.jit(partial(route_per_head, **options, fuse=fuse))
+                ms = median_ms(upstream, arguments)
+                yield {f"{name}_ms": ms, f"times_faster_than_{name}": ms / line["ms"]}
 
 
 def _route_layers(queries, mask, memories, chunk_doc, implementation=None):
