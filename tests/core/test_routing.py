@@ -87,7 +87,8 @@ def random_memory(num_chunks, num_documents=NUM_DOCUMENTS):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of four chunks."""
-    monkeypatch.setattr(xla, "_tile_size", lambda queries: 4)
+    monkeypatch.setattr(xla, "_MIN_TILE", 4)
+    monkeypatch.setattr(xla, "_MAX_TILE", 4)
 
 
 def scores_and_gradients(num_chunks):
