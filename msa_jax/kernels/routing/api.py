@@ -74,6 +74,7 @@ def route(
     """
     if not isinstance(keys, RoutingKeys):
         keys = RoutingKeys(keys)
+    query_mask, chunk_doc = jnp.asarray(query_mask), jnp.asarray(chunk_doc)
     _check(queries, query_mask, keys, chunk_doc, memory)
     batch = queries.shape[0]
     if not (chunk_doc.shape[0] and queries.shape[1]):
