@@ -12,7 +12,8 @@ times_reduction milliseconds of a layer over that; share_of_bandwidth is its inv
 matrix_tflops   a large bfloat16 product; share_of_matrix_peak is of that, whatever the dtype
 xla_ms          the same call with implementation="xla"; same_ids_as_xla: share of equal ids
 upstream_ms     the same from per-head scores, each operation by itself as in upstream's engine
-                (`upstream_routing`); upstream_fused_ms: where XLA may fuse them
+                (`upstream_routing`); upstream_fused_ms: where XLA may fuse them;
+                upstream_torch_ms: in PyTorch, where it is installed and sees the GPU
 one_device_ms   for several devices: the same memory on one of them
 temporary_bytes device memory beside arguments
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -48,6 +50,7 @@ from benchmarks.routing_cases import (
 )
 from benchmarks.timing import matrix_tflops, median_ms, reduction_ms, temporary_bytes
 from benchmarks.upstream_routing import route_per_head
+from msa_jax.core.routing import normalize
 from msa_jax.kernels.routing import route
 from msa_jax.memory import parallel
 
@@ -122,6 +125,21 @@ def _on_one_device(case: Case, line: dict[str, Any]) -> Iterator[dict[str, Any]]
                 upstream = jax.jit(partial(route_per_head, **options, fuse=fuse))
                 ms = median_ms(upstream, arguments)
                 yield {f"{name}_ms": ms, f"times_faster_than_{name}": ms / line["ms"]}
+        with _errors_in(line, "upstream_torch"):
+            if _has_torch_on_gpu():
+                ms = _upstream_torch_ms(case, per_head[0], mask, keys[0], chunk_doc)
+                yield {"upstream_torch_ms": ms, "times_faster_than_upstream_torch": ms / line["ms"]}
+
+
+def _has_torch_on_gpu() -> bool:
+    return jax.default_backend() == "gpu" and importlib.util.find_spec("torch") is not None
+
+
+def _upstream_torch_ms(case: Case, queries, mask, keys, chunk_doc) -> float:
+    from benchmarks.upstream_torch import TorchRouter  # PyTorch is no requirement of ours.
+
+    router = TorchRouter(keys, case.num_kv_heads, chunk_doc, case.num_documents)
+    return router.median_ms(normalize(queries).astype(keys.dtype), mask, TOP_K_DOCS)
 
 
 def _route_layers(queries, mask, memories, chunk_doc, implementation=None):
@@ -248,8 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.memory_tokens) < CHUNK_TOKENS:
         parser.error(f"--memory-tokens must be at least {CHUNK_TOKENS}, one chunk")
-    # 18 layers of keys are more than the share of a GPU that JAX takes by itself.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    # 18 layers of keys are more than the share of a GPU that JAX takes by itself. The rest is for
+    # PyTorch.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.88")
     matrix_size = options.matrix_size or (1024 if jax.default_backend() == "cpu" else 8192)
     for case in _cases(options):
         print(json.dumps(measure(case, matrix_size)), flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-# JAX_PLATFORMS=cuda (or tpu) runs tests/kernels on the real thing.
+# JAX_PLATFORMS=cuda,cpu (or tpu,cpu) runs tests/kernels on the real thing.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the suite's time is compilation of the same small programs.

@@ -13,6 +13,7 @@ from msa_jax.config import ConfigError
 from msa_jax.core.index import memory_index
 from msa_jax.core.segments import TokenBlock
 from msa_jax.data import packing
+from msa_jax.kernels.routing import CHUNK_ALIGNMENT
 from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer
 from msa_jax.typing import PyTree
@@ -37,7 +38,8 @@ def encode_documents(
         on_batch: called with the number of document tokens of each finished batch.
 
     Returns:
-        A memory of one group (G = 1) on the host, without padding chunks, documents ascending.
+        A memory of one group (G = 1) on the host, documents ascending; the last chunks, up to a
+        multiple of `CHUNK_ALIGNMENT`, are of no document.
 
     Raises:
         ConfigError: if there is no document, or one that is empty or longer than a row.
@@ -70,9 +72,14 @@ def encode_documents(
         count = int(owner.max()) + 1
         on_batch(int(lengths[first : first + count].sum()))
         first += count
+    longest = int(np.bincount(np.concatenate(owners)).max())
+    padding = -sum(map(len, owners)) % CHUNK_ALIGNMENT
+    owners.append(np.full(padding, -1))
+    parts.append(
+        jax.tree.map(lambda x: np.zeros((*x.shape[:2], padding, *x.shape[3:]), x.dtype), parts[0])
+    )
     layers = jax.tree.map(lambda *x: np.concatenate(x, axis=2), *parts)
     owner = np.concatenate(owners)
-    longest = int(np.bincount(owner).max())
     index = memory_index(jnp.asarray(owner)[None], len(documents), longest)
     return Memory(layers, jax.device_get(index))
 

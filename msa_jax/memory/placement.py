@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from msa_jax.config import ConfigError
 from msa_jax.core.index import memory_index
+from msa_jax.kernels.routing import CHUNK_ALIGNMENT
 from msa_jax.memory.parallel import MEMORY_AXIS, shard_axes
 from msa_jax.modules.state import Memory
 from msa_jax.typing import Array, Int
@@ -76,14 +77,15 @@ def _shard_starts(owners: Int[np.ndarray, " C"], num_shards: int) -> Int[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class _Shards:
-    """Cuts of each group's chunks `[G, shards + 1]`; all shards are padded to the largest."""
+    """Cuts of each group's chunks `[G, shards + 1]`; all shards are padded to one size."""
 
     starts: np.ndarray
 
     @property
     def size(self) -> int:
         """Chunks of a padded shard."""
-        return int(np.diff(self.starts).max())
+        largest = int(np.diff(self.starts).max())
+        return -(-largest // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
 
     @property
     def total(self) -> int:

@@ -1,5 +1,6 @@
 """The routing benchmark runs on any machine, survives failures, and compares equal work."""
 
+import importlib
 import json
 
 import jax
@@ -130,6 +131,26 @@ def test_upstream_finds_what_the_formula_and_our_routing_find(monkeypatch, slice
     np.testing.assert_array_equal(docs, best)
     ours = route(grouped, mask, keys, chunk_doc, top_k_docs=3, max_document_chunks=4)
     np.testing.assert_allclose(ours[0], expected, atol=2e-3)  # Its queries are in bfloat16.
+
+
+@pytest.mark.parametrize("slice_chunks", [7, 64])
+def test_upstream_in_pytorch_finds_the_same(monkeypatch, slice_chunks):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    upstream_torch = importlib.import_module("benchmarks.upstream_torch")
+    monkeypatch.setattr(upstream_torch, "SLICE_CHUNKS", slice_chunks)
+    case = Case(64 * 32, 5, batch=2, num_kv_heads=2, head_dim=8)
+    per_head = routing_cases.random_queries(case)[0][0]
+    pooled = normalize(jax.random.normal(jax.random.key(7), (32, 2, 8)))
+    chunk_doc = routing_cases.documents_of_chunks(case)
+    mask = jnp.ones((2, 5), bool).at[0, 2:].set(False)
+    router = upstream_torch.TorchRouter(
+        pooled.reshape(32, 16), case.num_kv_heads, chunk_doc, case.num_documents
+    )
+    scores, docs = router.route(normalize(per_head), mask, 3)
+    formula = per_head_document_scores(per_head, mask, pooled, chunk_doc, case.num_documents)
+    expected, best = jax.lax.top_k(formula, 3)
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)
+    np.testing.assert_array_equal(docs.numpy(), best)
 
 
 def test_the_whole_table_fits_the_line_and_the_device():

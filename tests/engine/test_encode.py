@@ -4,6 +4,7 @@ import pytest
 
 from msa_jax.config import ConfigError
 from msa_jax.engine.encode import encode_documents
+from msa_jax.kernels.routing import CHUNK_ALIGNMENT
 from msa_jax.modules.transformer import Transformer
 from tests.modules.tiny import POOLING, compiled, model_config, random_params, rows_of
 
@@ -30,7 +31,8 @@ def test_batches_give_the_chunks_of_one_encode(model, params):
     )
     assert len(tokens_done) >= 3 and sum(tokens_done) == sum(map(len, DOCUMENTS))
     owner = [m for m, tokens in enumerate(DOCUMENTS) for _ in range(-(-len(tokens) // POOLING))]
-    assert memory.index.chunk_doc[0].tolist() == owner
+    padding = [-1] * (CHUNK_ALIGNMENT - len(owner))
+    assert memory.index.chunk_doc[0].tolist() == owner + padding
     assert (memory.index.num_documents, memory.index.max_document_chunks) == (len(DOCUMENTS), 2)
 
     rows = rows_of(DOCUMENTS, [[m] for m in range(len(DOCUMENTS))], ROW_TOKENS)

@@ -18,6 +18,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from msa_jax.kernels.routing import pallas_tpu
 
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="what simulates a TPU, or compiles for it, is a CPU"
+)
+
 DTYPES = ("bfloat16", "float32", "int8", "float8_e4m3fn")
 
 

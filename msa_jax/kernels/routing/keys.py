@@ -4,6 +4,9 @@ import jax.numpy as jnp
 
 from msa_jax.typing import Array, Float, pytree
 
+# Kernels search a memory in place if its number of chunks is a multiple of this (GPU: 8). Who makes
+# a memory fills it up with chunks of no document.
+CHUNK_ALIGNMENT = 128
 # The largest magnitude that each 8-bit type stands for.
 _LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 
