@@ -128,15 +128,13 @@ def sharded_memory(case: Case) -> tuple[Mesh, RoutingKeys, MemoryIndex]:
     """A memory of one group whose parts were drawn on the devices where they lie.
 
     Returns:
-        The mesh, keys `[1, C, D]`, and the chunk table. Every device has equally many documents:
-        there are as many more than the case asks for as that takes.
+        The mesh, keys `[1, C, D]`, and the chunk table. Every device has equally many chunks, and
+        whole documents: there are as many more than the case asks for as that takes.
     """
     mesh = make_mesh(MeshConfig(memory=case.devices), jax.devices()[: case.devices])
-    documents = -(-case.num_documents // case.devices)
-    tokens = documents * DOCUMENT_CHUNKS * CHUNK_TOKENS
-    part, whole = (
-        dataclasses.replace(case, memory_tokens=count * tokens) for count in (1, case.devices)
-    )
+    part = dataclasses.replace(case, memory_tokens=-(-case.memory_tokens // case.devices))
+    whole_tokens = case.devices * part.num_chunks * CHUNK_TOKENS
+    whole = dataclasses.replace(case, memory_tokens=whole_tokens)
     parts = []
     for seed, device in enumerate(mesh.devices.flat):
         with jax.default_device(device):
