@@ -125,11 +125,11 @@ def documents_of_chunks(case: Case) -> Array:
 
 
 def sharded_memory(case: Case) -> tuple[Mesh, RoutingKeys, MemoryIndex]:
-    """A memory of one group whose parts were drawn on the devices where they lie.
+    """Layers of a memory of one group, whose parts were drawn on the devices where they lie.
 
     Returns:
-        The mesh, keys `[1, C, D]`, and the chunk table. Every device has equally many chunks, and
-        whole documents: there are as many more than the case asks for as that takes.
+        The mesh, keys `[L, 1, C, D]`, and the chunk table. Every device has equally many chunks,
+        and whole documents: there are as many more than the case asks for as that takes.
     """
     mesh = make_mesh(MeshConfig(memory=case.devices), jax.devices()[: case.devices])
     part = dataclasses.replace(case, memory_tokens=-(-case.memory_tokens // case.devices))
@@ -138,12 +138,12 @@ def sharded_memory(case: Case) -> tuple[Mesh, RoutingKeys, MemoryIndex]:
     parts = []
     for seed, device in enumerate(mesh.devices.flat):
         with jax.default_device(device):
-            keys = random_keys(part, jax.random.key(1 + seed))
-            parts.append(jax.tree.map(lambda x: x[None], keys))
-    sharding = NamedSharding(mesh, PartitionSpec(None, "memory"))
+            keys = random_keys(part, jax.random.key(1 + seed), case.layers)
+            parts.append(jax.tree.map(lambda x: x[:, None], keys))
+    sharding = NamedSharding(mesh, PartitionSpec(None, None, "memory"))
 
     def join(*arrays: Array) -> Array:
-        shape = (1, whole.num_chunks, *arrays[0].shape[2:])
+        shape = (case.layers, 1, whole.num_chunks, *arrays[0].shape[3:])
         return jax.make_array_from_single_device_arrays(shape, sharding, list(arrays))
 
     index = memory_index(

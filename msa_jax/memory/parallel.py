@@ -24,6 +24,7 @@ from msa_jax.core.index import MemoryIndex
 from msa_jax.core.routing import context_slots
 from msa_jax.kernels import routing
 from msa_jax.kernels.routing import RoutingKeys
+from msa_jax.kernels.routing.selection import top_k
 from msa_jax.sharding.rules import GROUP_AXES
 from msa_jax.typing import Array, Bool, Float, Int, PyTree
 
@@ -234,14 +235,18 @@ def _map_groups(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
 def _best_of_shards(
     axis: str, scores: Float[Array, "G B k"], docs: Int[Array, "G B k"]
 ) -> tuple[Float[Array, "G B k"], Int[Array, "G B k"]]:
-    """The best of what every device found in its part of the memory."""
+    """The best of what every device found in its part of the memory.
+
+    Documents ascend over devices, so that the earlier of two equal scores has the lower id.
+    """
     # One message instead of two: scores travel as the integers with the same bits.
     packed = jnp.stack([jax.lax.bitcast_convert_type(scores, jnp.int32), docs])
     packed = jax.lax.all_gather(packed, axis, axis=-1, tiled=True)
+    packed = packed.reshape(2, -1, packed.shape[-1])
     scores_of_all = jax.lax.bitcast_convert_type(packed[0], scores.dtype)
-    order = (-scores_of_all, packed[1], scores_of_all)
-    _, best_docs, best = jax.lax.sort(order, num_keys=2)
-    return best[..., : scores.shape[-1]], best_docs[..., : scores.shape[-1]]
+    best, at = top_k(scores_of_all, scores.shape[-1])
+    best_docs = jnp.take_along_axis(packed[1], at, axis=1)
+    return best.reshape(scores.shape), best_docs.reshape(docs.shape)
 
 
 def _local(

@@ -48,7 +48,7 @@ def select_documents(
         chunks = jnp.broadcast_to(jnp.arange(num_chunks, dtype=jnp.int32), scores.shape)
     owners = jnp.take(chunk_doc, chunks, mode="fill", fill_value=-1)
     best = _document_maxima(scores, owners, max_document_chunks)
-    top_scores, at = _top_k(best, min(top_n, best.shape[1]))
+    top_scores, at = top_k(best, min(top_n, best.shape[1]))
     docs = jnp.where(top_scores > -jnp.inf, jnp.take_along_axis(owners, at, axis=1), -1)
     return top_scores, docs, jnp.take_along_axis(chunks, at, axis=1)
 
@@ -65,7 +65,7 @@ def _best_groups(
     batch, padding = scores.shape[0], -scores.shape[1] % size
     scores = jnp.pad(scores, ((0, 0), (0, padding)), constant_values=-jnp.inf)
     scores = scores.reshape(batch, -1, size)
-    _, groups = _top_k(scores.max(axis=-1), wanted)
+    _, groups = top_k(scores.max(axis=-1), wanted)
     # In the order of memory, so that a document's chunks stay side by side.
     groups = jnp.sort(groups, axis=1)
     scores = jnp.take_along_axis(scores, groups[..., None], axis=1)
@@ -90,8 +90,11 @@ def _document_maxima(
     return jnp.where((owners >= 0) & (owners != before), scores, -jnp.inf)
 
 
-def _top_k(x: Float[Array, "B n"], k: int) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """`jax.lax.top_k`, faster on accelerators where n is small."""
+def top_k(x: Float[Array, "B n"], k: int) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """The k largest of each row and where they are, ties to the earlier: `jax.lax.top_k`.
+
+    On accelerators faster than that where n is small.
+    """
 
     def sort(x):
         return tuple(jax.lax.top_k(x, k))
