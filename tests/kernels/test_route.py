@@ -59,7 +59,10 @@ def check_same(found, wanted):
 
 def check_close(sample: Sample, found, wanted):
     """Scores up to rounding, and documents whose own score is the one that was returned."""
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4, atol=1e-4)
+    # Hopper's matrix units add products of this type with fewer bits than float32 has.
+    few_bits = sample.keys.values.dtype == jnp.float8_e4m3fn
+    tolerance = {"rtol": 1e-3, "atol": 3e-3} if few_bits else {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(found[0], wanted[0], **tolerance)
     everything = partial(route_reference, *map(jnp.asarray, sample.arrays[:2]), *sample.arrays[2:])
     num_documents = int(sample.chunk_doc.max()) + 1
     scores, docs = everything(top_k_docs=max(num_documents, 1), doc_mask=sample.doc_mask)
@@ -68,7 +71,7 @@ def check_close(sample: Sample, found, wanted):
         chosen = [int(d) for d in found[1][query] if d >= 0]
         assert len(chosen) == len(set(chosen)) == min(sample.top_k_docs, len(own))
         for document, score in zip(chosen, found[0][query], strict=False):
-            np.testing.assert_allclose(score, own[document], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(score, own[document], **tolerance)
 
 
 @every_backend

@@ -84,8 +84,7 @@ def chunk_scores(
     Raises:
         NotImplementedError: for other types, rows or GPUs.
     """
-    if not interpret:
-        _require_hopper()
+    num_blocks = 2 if interpret else _num_multiprocessors()
     if queries.dtype != keys.dtype or keys.dtype.name not in _DTYPES:
         raise NotImplementedError(f"queries in {queries.dtype} and keys in {keys.dtype}")
     if memory is None:
@@ -94,8 +93,10 @@ def chunk_scores(
     extra = -num_chunks % _FETCHED_ROWS
     if extra and keys.size * keys.dtype.itemsize > _MAX_PADDED_BYTES:
         raise NotImplementedError(f"{num_chunks} chunks, no multiple of {_FETCHED_ROWS}")
-    keys = jnp.pad(keys, ((0, 0), (0, extra), (0, 0)))
-    return _run_kernel(queries, keys, jnp.asarray(memory, jnp.int32), interpret)[:, :num_chunks]
+    if extra:
+        keys = jnp.pad(keys, ((0, 0), (0, extra), (0, 0)))
+    memory = jnp.asarray(memory, jnp.int32)
+    return _run_kernel(queries, keys, memory, num_blocks, interpret)[:, :num_chunks]
 
 
 def make_plan(batch: int, tokens: int, dims: int, itemsize: int) -> Plan:
@@ -123,8 +124,8 @@ def make_plan(batch: int, tokens: int, dims: int, itemsize: int) -> Plan:
     return Plan(tiles_per_query, tile_queries, tile_tokens, swizzle_bytes, step_bytes, stages)
 
 
-@partial(jax.jit, static_argnames="interpret")
-def _run_kernel(queries, keys, memory, interpret):
+@partial(jax.jit, static_argnames=("num_blocks", "interpret"))
+def _run_kernel(queries, keys, memory, num_blocks, interpret):
     plan = make_plan(*queries.shape, keys.dtype.itemsize)
 
     # A batch of memories is searched one by one: each fills the GPU.
@@ -136,12 +137,11 @@ def _run_kernel(queries, keys, memory, interpret):
         padding = ((0, extra_queries), (0, plan.query_tokens - tokens), (0, 0))
         queries = jnp.pad(queries, padding, mode="edge").reshape(-1, dims)
         num_tiles = _ceil_div(keys.shape[1], _TILE_CHUNKS)
-        num_blocks = min(num_tiles, 2 if interpret else jax.devices()[0].core_count)
         scores = jax.ShapeDtypeStruct((batch + extra_queries, num_tiles * _TILE_CHUNKS), "float32")
         return plgpu.kernel(
             partial(_kernel, plan=plan),
             out_type=scores,
-            grid=(num_blocks,),
+            grid=(min(num_tiles, num_blocks),),
             grid_names=("block",),
             num_threads=_COMPUTE_WARPGROUPS + 1,
             thread_name="warpgroup",
@@ -316,10 +316,12 @@ def _maxima(shared: _Shared, walk: _Walk, plan: Plan, rows, first_step) -> list[
     return [found[:, q * width : (q + 1) * width].max(axis=1) for q in range(plan.tile_queries)]
 
 
-def _require_hopper() -> None:
+def _num_multiprocessors() -> int:
+    """Multiprocessors of a Hopper GPU; its matrix instructions are no other GPU's."""
     device = jax.devices()[0]
-    if device.platform != "gpu" or getattr(device, "compute_capability", "") != "9.0":
+    if device.platform != "gpu" or device.compute_capability != "9.0":
         raise NotImplementedError(f"routing kernel for {device.device_kind}; it is for Hopper GPUs")
+    return device.core_count
 
 
 def _ceil_div(x: int, divisor: int) -> int:
