@@ -62,12 +62,13 @@ def per_head_document_scores(
     keys = jnp.repeat(pooled_keys, group_size, axis=-2)
     per_head = jnp.einsum("btnh,cnh->btnc", queries, keys) * scale
     per_token = jnp.where(query_mask[..., None], per_head.mean(axis=2), -jnp.inf)
-    return _best_chunk(per_token.max(axis=1), chunk_doc, num_documents)
+    return best_chunks(per_token.max(axis=1), chunk_doc, num_documents)
 
 
-def _best_chunk(
+def best_chunks(
     chunk_scores: Float[Array, "B C"], chunk_doc: Int[Array, " C"], num_documents: int
 ) -> Float[Array, "B M"]:
+    """Document scores: the maximum over a document's chunks (-1: of none), -inf without any."""
     # Chunks of no document go to an extra segment that is cut off again.
     segments = jnp.where(chunk_doc < 0, num_documents, chunk_doc)
     best = jax.ops.segment_max(chunk_scores.T, segments, num_documents + 1)

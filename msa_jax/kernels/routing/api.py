@@ -17,6 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from msa_jax.core.routing import best_chunks
 from msa_jax.kernels.routing import pallas_gpu, pallas_tpu, xla
 from msa_jax.kernels.routing.keys import RoutingKeys, quantize_queries
 from msa_jax.kernels.routing.rescoring import rescore
@@ -80,8 +81,7 @@ def route(
     if not (chunk_doc.shape[0] and queries.shape[1]):
         return jnp.full((batch, top_k_docs), -jnp.inf), jnp.full((batch, top_k_docs), -1, jnp.int32)
     scores = _scaled_chunk_scores(queries, query_mask, keys, memory, implementation)
-    allowed = _allowed_chunks(chunk_doc, doc_mask) & query_mask.any(axis=1)[:, None]
-    scores = jnp.where(allowed, scores, -jnp.inf)
+    scores = jnp.where(_allowed_chunks(chunk_doc, doc_mask), scores, -jnp.inf)
     if keys.exact is None:
         found = select_documents(scores, chunk_doc, top_k_docs, max_document_chunks)[:2]
     else:
@@ -124,10 +124,7 @@ def document_scores(
     """
     _check(queries, query_mask, RoutingKeys(keys), chunk_doc)
     scores = chunk_scores(queries, query_mask, keys, implementation)
-    # Chunks of no document go to an extra segment that is cut off again.
-    segments = jnp.where(chunk_doc < 0, num_documents, chunk_doc)
-    best = jax.ops.segment_max(scores.T, segments, num_documents + 1)
-    return best[:num_documents].T
+    return best_chunks(scores, chunk_doc, num_documents)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -32,7 +32,7 @@ _SHARED_BYTES = 219 * 1024  # Of a block's 227 KB; barriers and reductions take 
 # Longer pieces of rows are read faster, unless too few of them are under way.
 _MAX_STEP_BYTES, _MIN_STAGES, _MAX_STAGES = 384, 3, 12
 # By bytes per component; WGMMA takes 8-bit operands in tiles of at least 64 bytes.
-_TILE_BYTES = {1: (128, 64), 2: (128, 64, 32)}
+_SWIZZLE_BYTES = {1: (128, 64), 2: (128, 64, 32)}
 _REGISTERS = {"memory": 40, "compute": 232}
 _FETCHED_ROWS = 8
 _MAX_PADDED_BYTES = 64 << 20
@@ -106,15 +106,15 @@ def make_plan(batch: int, tokens: int, dims: int, itemsize: int) -> Plan:
         NotImplementedError: for keys whose rows no swizzled tile divides.
     """
     row_bytes = dims * itemsize
-    swizzle_bytes = next((size for size in _TILE_BYTES[itemsize] if row_bytes % size == 0), None)
+    swizzle_bytes = next((size for size in _SWIZZLE_BYTES[itemsize] if row_bytes % size == 0), None)
     if swizzle_bytes is None:
         raise NotImplementedError(f"keys with rows of {row_bytes} bytes")
     # As few tiles as possible, and those as even, since what fills them up costs as much.
-    tiles_per_query = _ceil_div(tokens, _MAX_TILE_TOKENS)
-    tile_tokens = 8 * _ceil_div(tokens, 8 * tiles_per_query)
+    tiles_per_query = pl.cdiv(tokens, _MAX_TILE_TOKENS)
+    tile_tokens = 8 * pl.cdiv(tokens, 8 * tiles_per_query)
     tile_queries = 1
     if tiles_per_query == 1:
-        tile_queries = _ceil_div(batch, _ceil_div(batch, _MAX_TILE_TOKENS // tile_tokens))
+        tile_queries = pl.cdiv(batch, pl.cdiv(batch, _MAX_TILE_TOKENS // tile_tokens))
         tile_tokens *= tile_queries
     free = _SHARED_BYTES - 4 * _TILE_CHUNKS * tile_queries
     for step_bytes in range(_MAX_STEP_BYTES, 0, -swizzle_bytes):
@@ -136,7 +136,7 @@ def _run_kernel(queries, keys, memory, num_blocks, interpret):
         extra_queries = -batch % plan.tile_queries
         padding = ((0, extra_queries), (0, plan.query_tokens - tokens), (0, 0))
         queries = jnp.pad(queries, padding, mode="edge").reshape(-1, dims)
-        num_tiles = _ceil_div(keys.shape[1], _TILE_CHUNKS)
+        num_tiles = pl.cdiv(keys.shape[1], _TILE_CHUNKS)
         scores = jax.ShapeDtypeStruct((batch + extra_queries, num_tiles * _TILE_CHUNKS), "float32")
         return plgpu.kernel(
             partial(_kernel, plan=plan),
@@ -322,7 +322,3 @@ def _num_multiprocessors() -> int:
     if device.platform != "gpu" or device.compute_capability != "9.0":
         raise NotImplementedError(f"routing kernel for {device.device_kind}; it is for Hopper GPUs")
     return device.core_count
-
-
-def _ceil_div(x: int, divisor: int) -> int:
-    return -(-x // divisor)
