@@ -25,12 +25,14 @@ class Tokenizer:
     """Encodes user text, which cannot forge a special token, and templates, which may use them.
 
     Attributes:
+        specification: text of the `tokenizers` JSON file.
         vocab_size: number of token ids, special tokens included.
         pad_id: id to fill unused places with; masked out everywhere.
     """
 
     def __init__(self, specification: str):
         """Builds the tokenizer from the text of a `tokenizers` JSON file."""
+        self.specification = specification
         values = json.loads(specification)
         for token in values.get("added_tokens", []):
             # Only tokens marked special can be left unparsed, and user text must form none.

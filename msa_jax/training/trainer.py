@@ -23,6 +23,7 @@ from msa_jax.checkpoint import huggingface
 from msa_jax.checkpoint.checkpointer import Checkpointer, Position
 from msa_jax.config import ConfigError
 from msa_jax.data.pipeline import BatchShape, TextDataset, training_iterator
+from msa_jax.data.text_format import save_text_format
 from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import make_mesh
@@ -96,6 +97,12 @@ def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResul
         resumed = checkpointer.latest()
         writer = None
         if jax.process_index() == 0:
+            save_text_format(
+                config.workdir,
+                dataset.builder.tokenizer,
+                dataset.data.template,
+                dataset.data.max_document_tokens,
+            )
             restored_step = resumed.step if resumed else 0
             writer = stack.enter_context(MetricsWriter(config.workdir, restored_step))
         run = _Run(config, mesh, dataset, checkpointer, writer, stopped)

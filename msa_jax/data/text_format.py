@@ -1,0 +1,77 @@
+"""How a model's text is written, kept with its checkpoint so that nobody has to remember it.
+
+A folder with a model has `tokenizer.json` and, if it was trained here, `text.json` with the name
+of the template and the length of the documents that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from msa_jax.config import ConfigError
+from msa_jax.data.templates import TEMPLATES
+from msa_jax.data.tokenizer import Tokenizer
+
+_TOKENIZER = "tokenizer.json"
+_SETTINGS = "text.json"
+
+
+class TextFormat(NamedTuple):
+    """What a folder says about the text of its model; None where it says nothing.
+
+    Attributes:
+        has_tokenizer: whether `Tokenizer.load` finds one in the folder.
+        template: name in `TEMPLATES`.
+        max_document_tokens: longest document in training, id and template tokens included.
+    """
+
+    has_tokenizer: bool
+    template: str | None = None
+    max_document_tokens: int | None = None
+
+
+def save_text_format(
+    folder: str | Path, tokenizer: Tokenizer, template: str, max_document_tokens: int
+) -> None:
+    """Writes what `load_text_format` reads; a copy of the tokenizer, whose file may move."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"template": template, "max_document_tokens": max_document_tokens}
+    _replace(folder / _TOKENIZER, tokenizer.specification)
+    _replace(folder / _SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+
+def load_text_format(folder: str | Path) -> TextFormat:
+    """Reads how the model of a folder writes text.
+
+    Raises:
+        ConfigError: if `text.json` is not what `save_text_format` writes.
+    """
+    folder = Path(folder)
+    has_tokenizer, path = (folder / _TOKENIZER).is_file(), folder / _SETTINGS
+    if not path.is_file():
+        return TextFormat(has_tokenizer)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        found = TextFormat(has_tokenizer, settings["template"], settings["max_document_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} does not say which template and max_document_tokens the model was trained "
+            f"with ({error!r}); restore it or train again."
+        ) from error
+    if found.template not in TEMPLATES:
+        raise ConfigError(
+            f"{path} names the template {found.template!r}, but there are only "
+            f"{', '.join(TEMPLATES)}; correct it."
+        )
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file so that it holds either the old text or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,275 @@
+"""A checkpoint with all that inference needs of it: parameters, tokenizer, template, fingerprint.
+
+A checkpoint is the workdir of a training run, or a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import cached_property, partial
+from pathlib import Path
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from msa_jax.checkpoint import checkpointer, huggingface
+from msa_jax.checkpoint.key_map import parameter_shapes
+from msa_jax.config import ConfigError, ModelConfig
+from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
+from msa_jax.data.text_format import TextFormat, load_text_format
+from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.modules.transformer import Transformer
+from msa_jax.sharding.rules import state_shardings
+from msa_jax.training.trainer import CHECKPOINTS
+from msa_jax.typing import Array, Int, PRNGKey, PyTree
+
+# Settings that change what a document is encoded to, besides the parameters and their shapes.
+_ENCODING_FIELDS = ("dtype", "rope_theta", "norm_eps")
+_ENCODING_MEMORY_FIELDS = ("pooling_kernel_size", "router_similarity")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready for use.
+
+    Attributes:
+        config: of the model.
+        params: for inference (`inference_params`), on the devices.
+        tokenizer: of the model.
+        template_name: in `TEMPLATES`.
+        builder: writes conversations and documents.
+        source: absolute path of the checkpoint.
+        tokenizer_source: where the tokenizer was loaded from, a path or a packaged name.
+        max_document_tokens: of the longest document in training; None if nobody knows.
+    """
+
+    config: ModelConfig
+    params: PyTree
+    tokenizer: Tokenizer
+    template_name: str
+    builder: PromptBuilder
+    source: str
+    tokenizer_source: str
+    max_document_tokens: int | None = None
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The module that `params` belong to."""
+        return Transformer(self.config)
+
+
+def load_model(
+    checkpoint: str | Path,
+    tokenizer: str | None = None,
+    template: str | None = None,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    key: PRNGKey | None = None,
+) -> LoadedModel:
+    """Loads a training run (the best step of its latest stage) or a Hugging Face folder.
+
+    Args:
+        checkpoint: a run's workdir, or a folder with `config.json`.
+        tokenizer: packaged name or path; the checkpoint's own by default.
+        template: name in `TEMPLATES`; by default what the model was trained with: a run says it,
+            "msa_4b" for folders of `model_type` "msa", else "plain".
+        dtype: compute type; the checkpoint's by default.
+        mesh: where parameters go, as `sharding.rules` says; the default device if None.
+        key: draws the routers of a backbone that has none.
+
+    Raises:
+        ConfigError: if the checkpoint, tokenizer or template is not there, or they do not fit.
+        CheckpointError: if the folder's weights are not those of its model.
+    """
+    folder = Path(checkpoint).absolute()
+    is_run = (folder / CHECKPOINTS).is_dir()
+    if not is_run and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"checkpoint {str(checkpoint)!r} is neither the workdir of a training run (a folder "
+            f"with {CHECKPOINTS}/) nor a Hugging Face folder (with config.json); correct the path."
+        )
+    config = _read_config(folder, is_run)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype)
+    text = load_text_format(folder)
+    template = template or text.template or _default_template(folder, is_run)
+    tokenizer = _tokenizer_source(folder, tokenizer, text)
+    builder = _make_builder(config, tokenizer, template)
+    load = _load_run if is_run else _load_huggingface
+    return LoadedModel(
+        config=config,
+        params=load(folder, config, mesh, jax.random.key(0) if key is None else key),
+        tokenizer=builder.tokenizer,
+        template_name=template,
+        builder=builder,
+        source=str(folder),
+        tokenizer_source=tokenizer,
+        max_document_tokens=text.max_document_tokens,
+    )
+
+
+def inference_params(params: PyTree, config: ModelConfig) -> PyTree:
+    """Parameters in the compute type, in which layers use them anyway; norm scales stay float32."""
+
+    def cast(path, leaf):
+        return leaf.astype(_inference_dtype(path, config))
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def fingerprint(loaded: LoadedModel) -> dict[str, str]:
+    """Hashes of all that a document's encoding depends on, for banks to compare.
+
+    Returns:
+        "model": of the parameters and the settings that matter to documents, the same on every
+            mesh, with stacked layers or without; "tokenizer" and "template": of their definitions.
+    """
+    specification = json.loads(loaded.tokenizer.specification)
+    return {
+        "model": model_fingerprint(loaded.params, loaded.config),
+        "tokenizer": _hash_json(specification),
+        "template": template_fingerprint(loaded.builder.template),
+    }
+
+
+def model_fingerprint(params: PyTree, config: ModelConfig) -> str:
+    """The "model" entry of `fingerprint`."""
+    settings = {name: getattr(config, name) for name in _ENCODING_FIELDS}
+    settings |= {name: getattr(config.memory, name) for name in _ENCODING_MEMORY_FIELDS}
+    starts = {name: start for name, start, _ in config.layer_runs}
+    leaves = []
+    sums = jax.device_get(_content_sums(params, frozenset(starts)))
+    flat_sums = flax.traverse_util.flatten_dict(sums)
+    for path, leaf in flax.traverse_util.flatten_dict(params).items():
+        run, *rest = path
+        of_layer = "/".join(rest)
+        if run in starts:
+            for offset, layer_sums in enumerate(flat_sums[path].tolist()):
+                name = f"layer_{starts[run] + offset}/{of_layer}"
+                leaves.append([name, leaf.shape[1:], leaf.dtype.name, layer_sums])
+        else:
+            leaves.append(["/".join(path), leaf.shape, leaf.dtype.name, flat_sums[path].tolist()])
+    return _hash_json({"settings": settings, "parameters": sorted(leaves)})
+
+
+def template_fingerprint(template: Template) -> str:
+    """The "template" entry of `fingerprint`."""
+    return _hash_json(dataclasses.asdict(template))
+
+
+@partial(jax.jit, static_argnums=1)
+def _content_sums(params: PyTree, stacked: frozenset[str]) -> PyTree:
+    """Sums that change with any bit of a parameter: `[2]` each, `[layers, 2]` where stacked.
+
+    Sums of integers do not depend on their order, and so not on the mesh.
+    """
+
+    def sums(path, leaf):
+        sums_of = jax.vmap(_array_sums) if path[0].key in stacked else _array_sums
+        return sums_of(leaf)
+
+    return jax.tree_util.tree_map_with_path(sums, params)
+
+
+def _array_sums(x: Array) -> Int[Array, " 2"]:
+    """Two sums modulo 2^32 of the bit patterns, each mixed with its place."""
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = _scramble(bits + _scramble(place + jnp.uint32(0x9E3779B9)))
+    again = _scramble(bits ^ _scramble(place ^ jnp.uint32(0x85EBCA6B)))
+    return jnp.stack([mixed.sum(dtype=jnp.uint32), again.sum(dtype=jnp.uint32)])
+
+
+def _scramble(x: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """A permutation of the 32-bit integers in which every bit of `x` changes half of the bits."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _hash_json(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read_config(folder: Path, is_run: bool) -> ModelConfig:
+    if is_run:
+        return checkpointer.load_model_config(folder / CHECKPOINTS)
+    return huggingface.read_model_config(folder)
+
+
+def _default_template(folder: Path, is_run: bool) -> str:
+    if is_run:
+        return "plain"
+    is_msa = huggingface.read_json(folder / "config.json").get("model_type") == "msa"
+    return "msa_4b" if is_msa else "plain"
+
+
+def _tokenizer_source(folder: Path, given: str | None, text: TextFormat) -> str:
+    if given is not None:
+        # A path has to mean the same wherever a bank that names it is opened.
+        return str(Path(given).absolute()) if Path(given).exists() else given
+    if not text.has_tokenizer:
+        raise ConfigError(
+            f"{folder} has no tokenizer.json; name the model's tokenizer with tokenizer=."
+        )
+    return str(folder)
+
+
+def _make_builder(config: ModelConfig, tokenizer: str, template: str) -> PromptBuilder:
+    if template not in TEMPLATES:
+        raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}, not {template!r}.")
+    loaded = Tokenizer.load(tokenizer)
+    if loaded.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"tokenizer {tokenizer!r} has {loaded.vocab_size} tokens, but the model knows only "
+            f"{config.vocab_size}; name the tokenizer that the model was trained with."
+        )
+    return PromptBuilder(TEMPLATES[template], loaded, config.memory)
+
+
+def _load_run(folder: Path, config: ModelConfig, mesh: Mesh | None, key: PRNGKey) -> PyTree:
+    del key  # A run has saved its routers.
+    steps = folder / CHECKPOINTS
+    return checkpointer.load_params(
+        steps, checkpointer.best_step(steps), _abstract_params(config, mesh)
+    )
+
+
+def _load_huggingface(folder: Path, config: ModelConfig, mesh: Mesh | None, key: PRNGKey) -> PyTree:
+    params = inference_params(huggingface.load_params(folder, config, key), config)
+    return jax.device_put(
+        params, jax.tree.map(lambda x: x.sharding, _abstract_params(config, mesh))
+    )
+
+
+def _abstract_params(config: ModelConfig, mesh: Mesh | None) -> PyTree:
+    """Shapes, types and places of parameters for inference."""
+    flat = {
+        path: jax.ShapeDtypeStruct(shape, np.float32)
+        for path, shape in parameter_shapes(config).items()
+    }
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    if mesh is None:
+        one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one_device, params)
+    else:
+        shardings = state_shardings(params, mesh)
+
+    def place(path, leaf, sharding):
+        dtype = _inference_dtype(path, config)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, params, shardings)
+
+
+def _inference_dtype(path: tuple, config: ModelConfig) -> np.dtype:
+    return jnp.dtype(jnp.float32 if path[-1].key == "scale" else config.dtype)
