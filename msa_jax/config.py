@@ -102,6 +102,9 @@ class ModelConfig:
         qk_norm: RMSNorm per head on q and k before RoPE (Qwen3).
         dtype: compute type; parameters, norms, softmax, pooled means and losses are float32.
         remat: recompute each layer in the backward pass instead of keeping its activations.
+        scan_layers: stack layers of a kind and scan them, so that many compile as fast as one.
+            Without it each layer has arrays of its own, which generating a token at a time needs:
+            a scan copies a layer's weights out of the stack before it uses them.
     """
 
     vocab_size: int
@@ -118,6 +121,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     dtype: str = "bfloat16"
     remat: bool = True
+    scan_layers: bool = True
     memory: MemoryConfig = nested(MemoryConfig)
 
     def __post_init__(self):
@@ -157,11 +161,13 @@ class ModelConfig:
         """Maximal runs of layers of one kind, `(name, start, stop)`; each run is one scan.
 
         A name is `plain_<start>` or `routed_<start>`; it is also the run's key in the parameters.
+        Without `scan_layers` every layer is a run.
         """
         routed = set(self.router_layers)
         runs: list[tuple[str, int, int]] = []
         for layer in range(self.num_layers):
-            if runs and ((layer in routed) == (layer - 1 in routed)):
+            same_kind = runs and ((layer in routed) == (layer - 1 in routed))
+            if same_kind and self.scan_layers:
                 runs[-1] = (runs[-1][0], runs[-1][1], layer + 1)
             else:
                 kind = "routed" if layer in routed else "plain"

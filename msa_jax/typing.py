@@ -25,9 +25,9 @@ PyTree: TypeAlias = Any
 __all__ = ["Array", "Bool", "Float", "Int", "PRNGKey", "PyTree", "pytree", "static"]
 
 
-def static() -> Any:
+def static(default: Any = dataclasses.MISSING) -> Any:
     """A field of a `pytree` class that is part of its structure, not an array."""
-    return dataclasses.field(metadata={"static": True})
+    return dataclasses.field(default=default, metadata={"static": True})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))

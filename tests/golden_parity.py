@@ -212,8 +212,10 @@ def compare_pooled(config: ModelConfig, encoded, golden) -> Iterator[Comparison]
     chunks = np.asarray(encoded.index.chunk_doc[0]) >= 0
     yield "pooled_doc_ids", encoded.index.chunk_doc[0][chunks] + 1, golden["pooled_doc_ids"]
     layers = encoded.layers
-    router_keys = layers.router_keys.values.reshape(layers.keys.shape)
-    arrays = {"k": layers.keys, "v": layers.values, "router_k": router_keys}
+    content = layers.content.values
+    keys, values = content[..., 0, :, :], content[..., 1, :, :]
+    router_keys = layers.router_keys.values.reshape(keys.shape)
+    arrays = {"k": keys, "v": values, "router_k": router_keys}
     for name, stacked in arrays.items():
         for layer, ours in zip(config.router_layers, stacked, strict=True):
             theirs = golden[f"pooled_{name}_layer{layer}"][0].swapaxes(0, 1)

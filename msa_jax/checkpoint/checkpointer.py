@@ -136,7 +136,11 @@ class Checkpointer:
         self.close()
 
     def _check_model(self, saved_model: Mapping[str, Any]) -> None:
-        saved, ours = _flatten(saved_model), _flatten(_json_fields(self._model))
+        # Through the class, so that a field newer than the checkpoint has its default.
+        saved, ours = (
+            _flatten(_json_fields(model))
+            for model in (from_mapping(ModelConfig, saved_model, "model"), self._model)
+        )
         differing = [
             f"{name} ({saved.get(name)!r} there, {ours.get(name)!r} here)"
             for name in sorted(saved.keys() | ours.keys())

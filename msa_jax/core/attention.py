@@ -23,6 +23,24 @@ def masked_attention(
     return out.reshape(*batch, *out.shape[1:])
 
 
+def causal_attention(
+    queries: Float[Array, "*batch T N H"],
+    keys: Float[Array, "*batch T K H"],
+    values: Float[Array, "*batch T K H"],
+) -> Float[Array, "*batch T N H"]:
+    """Grouped-query attention of each token to itself and those before it.
+
+    Never holds all scores where the hardware has a kernel for that.
+    """
+    batch = queries.shape[:-3]
+    queries, keys, values = (x.reshape(-1, *x.shape[-3:]) for x in (queries, keys, values))
+    fused = jax.default_backend() == "gpu" and queries.dtype == jnp.bfloat16
+    out = jax.nn.dot_product_attention(
+        queries, keys, values, is_causal=True, implementation="cudnn" if fused else None
+    )
+    return out.reshape(*batch, *out.shape[1:])
+
+
 def sparse_attention(
     queries: Float[Array, "*batch T N H"],
     context: tuple[Float[Array, "*batch X K H"], Float[Array, "*batch X K H"]],

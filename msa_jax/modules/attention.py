@@ -25,6 +25,7 @@ from msa_jax.core.index import MemoryIndex, memory_index
 from msa_jax.core.segments import Segments
 from msa_jax.kernels.routing import RoutingKeys
 from msa_jax.memory import parallel
+from msa_jax.memory.content import Content, fetch
 from msa_jax.modules.layers import RMSNorm
 from msa_jax.modules.state import (
     CacheSlots,
@@ -149,9 +150,17 @@ class MemorySparseAttention(nn.Module):
         return layer_memory, (queries, keys, values)
 
     def attend_documents(
-        self, projected: tuple[Array, Array, Array], memory_segments: Segments
+        self,
+        projected: tuple[Array, Array, Array],
+        memory_segments: Segments,
+        one_per_row: bool = False,
     ) -> Float[Array, "G R S D"]:
-        """The second half: attention inside each document."""
+        """The second half: attention inside each document.
+
+        `one_per_row` says that no row holds two documents, so that no mask is needed.
+        """
+        if one_per_row:
+            return self.o_proj(attention.causal_attention(*projected))
         mask = segments.document_mask(memory_segments.doc_ids)
         return self.o_proj(attention.masked_attention(*projected, mask))
 
@@ -165,6 +174,7 @@ class MemorySparseAttention(nn.Module):
         slots: CacheSlots | None = None,
         similarity: str = "cosine",
         layer: Int[Array, ""] | None = None,
+        search_docs: int = 0,
     ) -> tuple[Float[Array, "G B T D"], LayerCache, Routing | None]:
         """Attends from active tokens to chosen chunks and to the sequence so far.
 
@@ -179,6 +189,8 @@ class MemorySparseAttention(nn.Module):
             similarity: of routing queries and keys.
             layer: with a cache, which layer of a stacked `layer_memory` is this one's; slicing it
                 out beforehand would copy it.
+            search_docs: with a cache, how many documents to list (static) if more than top_k_docs;
+                `x` attends to the first top_k_docs in any case.
 
         Returns:
             Output, the cache with `x` and the context added, and what was routed to.
@@ -188,7 +200,7 @@ class MemorySparseAttention(nn.Module):
             choose, mask = self._score, segments.local_mask(active_segments.doc_ids)
             cache = LayerCache(keys, values)
         else:
-            choose, mask = partial(self._search, layer=layer), slots.mask
+            choose, mask = partial(self._search, layer, search_docs), slots.mask
             cache = LayerCache(
                 _write(cache.keys, keys, slots.start),
                 _write(cache.values, values, slots.start),
@@ -201,7 +213,8 @@ class MemorySparseAttention(nn.Module):
             ).reshape(*x.shape[:-1], -1)
             query_mask = active_segments.doc_ids == segments.QUERY
             chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)
-            context = _gather(layer_memory, index, chosen, layer, self.dtype)
+            attended = chosen.top_docs[..., : self.memory.top_k_docs]
+            context = self._fetch(layer_memory.content, index, attended, layer)
             cache = dataclasses.replace(cache, context=context)
         local = (cache.keys, cache.values)
         if cache.context is None:
@@ -232,10 +245,12 @@ class MemorySparseAttention(nn.Module):
 
         router_keys = routing.routing_keys(pool(self.router.key(x)), similarity)
         router_keys = router_keys.reshape(*router_keys.shape[:-2], -1)
-        return LayerMemory(
-            RoutingKeys(router_keys.astype(self.dtype)),
-            *(pool(x).astype(self.dtype) for x in (keys, values)),
-        )
+        content = jnp.stack([pool(keys), pool(values)], axis=-3).astype(self.dtype)
+        return LayerMemory(RoutingKeys(router_keys.astype(self.dtype)), Content(content))
+
+    def _fetch(self, content: Content, index, chosen, layer) -> Context:
+        values, mask = fetch(content, index, chosen, layer, self.dtype)
+        return Context(values[..., 0, :, :], values[..., 1, :, :], mask)
 
     def _score(self, queries, query_mask, keys: RoutingKeys, index) -> Routing:
         """Scores all documents, for the router's loss, and chooses among them."""
@@ -245,10 +260,10 @@ class MemorySparseAttention(nn.Module):
         top = routing.top_documents(jax.lax.stop_gradient(scores), self.memory.top_k_docs)
         return Routing(*top, scores)
 
-    def _search(self, queries, query_mask, keys: RoutingKeys, index, layer) -> Routing:
+    def _search(self, layer, search_docs, queries, query_mask, keys: RoutingKeys, index) -> Routing:
         """Finds the best documents without scores of all the others."""
-        top_k_docs = min(self.memory.top_k_docs, index.num_documents)
-        return Routing(*parallel.route(queries, query_mask, keys, index, top_k_docs, layer))
+        wanted = min(max(self.memory.top_k_docs, search_docs), index.num_documents)
+        return Routing(*parallel.route(queries, query_mask, keys, index, wanted, layer))
 
 
 def index_rows(
@@ -273,8 +288,3 @@ def _projection(num_heads: int, head_dim: int, use_bias: bool, dtype) -> nn.Dens
 def _write(cached, new, start):
     return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), start, axis=2)
 
-
-def _gather(layer_memory: LayerMemory, index, chosen: Routing, layer, dtype) -> Context:
-    content = (layer_memory.keys, layer_memory.values)
-    content, mask = parallel.gather_chunks(content, index, chosen.top_docs, layer)
-    return Context(*(x.astype(dtype) for x in content), mask)

@@ -2,6 +2,7 @@
 
 from msa_jax.core.index import MemoryIndex
 from msa_jax.kernels.routing import RoutingKeys
+from msa_jax.memory.content import Content
 from msa_jax.typing import Array, Bool, Float, Int, pytree
 
 
@@ -12,13 +13,11 @@ class LayerMemory:
     Attributes:
         router_keys: pooled routing keys `[*layers, G, C, K*H]`, ready for the product (unit
             length for "cosine"), in the compute type or in 8 bits.
-        keys: pooled keys, after norm and RoPE.
-        values: pooled values.
+        content: pooled keys, after norm and RoPE, and pooled values.
     """
 
     router_keys: RoutingKeys
-    keys: Float[Array, "*layers G C K H"]
-    values: Float[Array, "*layers G C K H"]
+    content: Content
 
 
 @pytree
@@ -36,7 +35,7 @@ class Memory:
 
 @pytree
 class Routing:
-    """What one layer routed to, k = min(top_k_docs, M) documents per query.
+    """What one layer routed to, k = min(top_k_docs, M) documents per query or more if asked for.
 
     Attributes:
         top_scores: of the best documents, best first; -inf where there are fewer.

@@ -88,12 +88,15 @@ class DecoderLayer(nn.Module):
     """Attention and MLP with pre-norms, for documents, active tokens, or both.
 
     `keep` names the parts of the output that the caller wants: "memory", "cache", "inputs".
+    `one_per_row` and `search_docs` are those of `MemorySparseAttention`.
     """
 
     config: ModelConfig
     routed: bool
     similarity: str
     keep: tuple[str, ...]
+    one_per_row: bool = False
+    search_docs: int = 0
 
     def setup(self):
         config = self.config
@@ -131,6 +134,7 @@ class DecoderLayer(nn.Module):
                 shared.slots,
                 self.similarity,
                 layer.number,
+                self.search_docs,
             )
             active = self._feed_forward(active + out)
         outputs = _LayerOutput(
@@ -148,7 +152,7 @@ class DecoderLayer(nn.Module):
         )
 
         def update(layer, x):
-            out = layer.attention.attend_documents(projected, memory_segments)
+            out = layer.attention.attend_documents(projected, memory_segments, self.one_per_row)
             return layer._feed_forward(x + out)
 
         if is_last is None or self.is_initializing():
@@ -182,6 +186,8 @@ class Transformer(nn.Module):
         similarity: str,
         keep: tuple[str, ...] = (),
         caches: dict[str, LayerCache] | None = None,
+        one_per_row: bool = False,
+        search_docs: int = 0,
     ) -> tuple[_Streams, dict[str, _LayerOutput]]:
         """Runs all layers; outputs are stacked per run."""
         outputs, routed_before = {}, 0
@@ -194,7 +200,7 @@ class Transformer(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=length,
-            )(self.config, routed, similarity, keep, name=name)
+            )(self.config, routed, similarity, keep, one_per_row, search_docs, name=name)
             # The layer's place in a stacked memory, which is not cut up: a slice is a copy.
             number = routed_before + jnp.arange(length) if shared.memories is not None else None
             layer = _LayerInput(
@@ -241,27 +247,34 @@ class Transformer(nn.Module):
         routing = _stack(outputs, "routing")
         return TrainingOutput(hidden, routing.doc_scores, hidden_states)
 
-    def encode(self, memory: TokenBlock, num_documents: int) -> Memory:
+    def encode(self, memory: TokenBlock, num_documents: int, one_per_row: bool = False) -> Memory:
         """Encodes `[G, R, S]` documents, each alone, into pooled arrays (stage 1).
 
-        To route over them, their numbers ascend along the rows.
+        To route over them, their numbers ascend along the rows. `one_per_row` (static) says that
+        no row holds two documents, which is faster.
         """
         _, outputs = self._layers(
             _Streams(self.embedder(memory.tokens), None),
             _Shared(memory_segments=memory.segments),
             similarity=self.config.memory.router_similarity,
             keep=("memory",),
+            one_per_row=one_per_row,
         )
         return Memory(_stack(outputs, "memory"), self._index(memory, num_documents))
 
     def prefill(
-        self, active: TokenBlock, cache: Cache, memory: Memory | None = None
+        self,
+        active: TokenBlock,
+        cache: Cache,
+        memory: Memory | None = None,
+        search_docs: int = 0,
     ) -> tuple[Float[Array, "G B T D"], Cache, Routing | None]:
         """Adds tokens to the sequences, routing over `memory` where it is given (stage 2).
 
         Tokens of role 0 route; all tokens but the head then attend to the chosen chunks, which
         stay in the cache. Without `memory` the chunks chosen earlier are used again, so
-        generating is the same call with one token at a time (stage 3).
+        generating is the same call with one token at a time (stage 3). The routing lists
+        `search_docs` documents (static) if that is more than `top_k_docs`, for ranking.
 
         Returns:
             Hidden states after the final norm, the cache, and the routing of `[L_routed, ...]`.
@@ -276,6 +289,7 @@ class Transformer(nn.Module):
             similarity=self.config.memory.router_similarity,
             keep=("cache",),
             caches=cache.runs,
+            search_docs=search_docs,
         )
         runs = {name: output.cache for name, output in outputs.items()}
         cache = Cache(runs, mask, cache.length + length)

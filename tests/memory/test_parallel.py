@@ -96,7 +96,7 @@ def scores_and_content(keys, content, index, queries, query_mask, weights):
     chosen = jnp.where(jnp.isfinite(jnp.take_along_axis(scores, docs, -1)), docs, -1)
     picked, filled = parallel.gather_chunks(content, index, chosen)
     finite = jnp.where(jnp.isfinite(scores), scores, 0.0)
-    total = (finite * weights).sum() + sum((x**2).sum() for x in picked)
+    total = (finite * weights).sum() + (picked.values**2).sum()
     return total, (scores, picked, filled)
 
 
@@ -110,7 +110,7 @@ def differentiated(memory, mesh):
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         return step(
             layer.router_keys.values,
-            (layer.keys, layer.values),
+            layer.content,
             memory.index,
             queries,
             query_mask,
@@ -150,11 +150,12 @@ def test_only_candidates_and_chosen_chunks_move():
         moved = collectives(route_layer.lower(placed, *queries_of(1)).compile())
         assert moved and max(moved) <= 2 * 8 * BATCH * TOP_K
 
-        content = (placed.layers.keys, placed.layers.values)
+        content = placed.layers.content
         gather = jax.jit(partial(parallel.gather_chunks, layer=1))
         chosen = jnp.zeros((1, BATCH, TOP_K), jnp.int32)
         moved = collectives(gather.lower(content, placed.index, chosen).compile())
-        assert moved and max(moved) <= BATCH * TOP_K * 2 * KV_HEADS * HEAD_DIM
+        # Keys and values of both chunks of each document.
+        assert moved and max(moved) <= BATCH * TOP_K * 2 * 2 * KV_HEADS * HEAD_DIM
 
 
 def test_a_memory_that_was_not_placed_is_used_whole():

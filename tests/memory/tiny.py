@@ -13,6 +13,7 @@ import numpy as np
 from msa_jax.core.index import memory_index
 from msa_jax.kernels.routing import RoutingKeys, quantize_keys, route
 from msa_jax.memory import parallel
+from msa_jax.memory.content import Content
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -36,9 +37,9 @@ def memory_of(sizes: Sequence[Sequence[int]], dtype: str | None = None) -> Memor
     keys = RoutingKeys(integers(SIZE))
     if dtype is not None:
         keys = quantize_keys(jnp.asarray(keys.values), dtype)
-    content = [integers(KV_HEADS, HEAD_DIM) / 3 for _ in range(2)]
+    content = Content(integers(2, KV_HEADS, HEAD_DIM) / 3)
     index = memory_index(jnp.asarray(chunk_doc), len(sizes[0]), max(map(max, sizes)))
-    return jax.device_get(Memory(LayerMemory(keys, *content), index))
+    return jax.device_get(Memory(LayerMemory(keys, content), index))
 
 
 def queries_of(num_groups: int) -> tuple[np.ndarray, np.ndarray]:

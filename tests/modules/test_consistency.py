@@ -167,7 +167,7 @@ def test_pooled_chunks_do_not_depend_on_the_rows(tiny, layout):
     encoded = tiny.call(memory, num_documents=NUM_DOCUMENTS, method="encode")
     for document, tokens in enumerate(DOCUMENTS):
         ours, expected = chunks_of(encoded, document), chunks_of(tiny.memory, document)
-        assert ours.keys.shape[1] == -(-len(tokens) // POOLING)
+        assert ours.content.values.shape[1] == -(-len(tokens) // POOLING)
         jax.tree.map(assert_close, ours, expected)
 
 

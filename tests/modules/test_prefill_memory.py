@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from msa_jax.core.index import MemoryIndex
 from msa_jax.core.segments import TokenBlock
 from msa_jax.kernels.routing import RoutingKeys
+from msa_jax.memory.content import Content
 from msa_jax.modules.init import init_params
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.modules.transformer import Transformer, init_cache
@@ -26,12 +27,12 @@ def abstract_memory(config, mesh, axis):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     stack, spec = (len(config.router_layers), 1, CHUNKS), P(None, None, axis)
-    content = array(*stack, config.num_kv_heads, config.head_dim, spec=spec)
+    content = Content(array(*stack, 2, config.num_kv_heads, config.head_dim, spec=spec))
     keys = RoutingKeys(array(*stack, config.num_kv_heads * config.head_dim, spec=spec))
     table = array(1, DOCUMENTS, spec=P(), dtype=jnp.int32)
     chunk_doc = array(1, CHUNKS, spec=P(None, axis), dtype=jnp.int32)
     index = MemoryIndex(chunk_doc, table, table, 4, mesh.size)
-    return Memory(LayerMemory(keys, content, content), index)
+    return Memory(LayerMemory(keys, content), index)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
