@@ -139,9 +139,12 @@ def _cap_texts(hops: Sequence[Sequence[Source]], budget: int) -> list[list[Sourc
     return [[dataclasses.replace(s, tokens=s.tokens[:cap]) for s in hop] for hop in hops]
 
 
-def token_block(builder: PromptBuilder, pieces: Sequence[Piece], length: int) -> TokenBlock:
-    """Pieces as one active sequence of `[length]` arrays, padded at the right."""
+def token_block(
+    builder: PromptBuilder, pieces: Sequence[Piece], length: int | None = None
+) -> TokenBlock:
+    """Pieces as one active sequence of `[length]` arrays, padded at the right if at all."""
     tokens = np.concatenate([piece.tokens for piece in pieces])
+    length = len(tokens) if length is None else length
     return TokenBlock(
         tokens=_padded(tokens, length, builder.tokenizer.pad_id, np.int32),
         doc_ids=_padded(_per_token(pieces, "role"), length, PADDING, np.int32),

@@ -20,7 +20,7 @@ from msa_jax.config import ConfigError
 from msa_jax.data.examples import token_block
 from msa_jax.data.pipeline import DataConfig, TextDataset
 from msa_jax.engine.encode import encode_documents
-from msa_jax.engine.generate import generate_greedy
+from msa_jax.engine.generate import Generator
 from msa_jax.memory.placement import place_memory
 from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer
@@ -106,11 +106,12 @@ def measure_scaling(
     points = []
     batches = held_out.batches(config.batch_size)
     rounds = len(batches) * len(config.memory_tokens)
-    with jax.set_mesh(mesh), tqdm(total=rounds, desc="ask", unit="batch") as bar:
+    generator = Generator(model, params, mesh)
+    with tqdm(total=rounds, desc="ask", unit="batch") as bar:
         for memory_tokens in config.memory_tokens:
             answers = []
             for batch in batches:
-                answers += held_out.ask(model, params, memory, batch, memory_tokens)
+                answers += held_out.ask(generator, memory, batch, memory_tokens)
                 bar.update()
             points += _by_kind(memory_tokens, answers, model.config.router_layers)
     return points
@@ -155,10 +156,10 @@ class _HeldOut:
         self._dataset = dataset
         self._seed, self._kinds = config.seed, config.kinds
         self._names = [builder.retrieved([doc_id]).tokens[:-1] for doc_id in ids.tolist()]
-        self._prompts = [builder.prompt(question.question) for question in dataset.questions]
-        self._prompt_tokens = max(
-            sum(len(piece.tokens) for piece in pieces) for pieces in self._prompts
-        )
+        self._prompts = [
+            token_block(builder, builder.prompt(question.question))
+            for question in dataset.questions
+        ]
         self._positives = [[part for hop in hops for part in hop] for hops in dataset.hops]
 
     def batches(self, batch_size: int) -> list[np.ndarray]:
@@ -168,24 +169,15 @@ class _HeldOut:
         return list(padded.reshape(-1, batch_size))
 
     def ask(
-        self,
-        model: Transformer,
-        params: PyTree,
-        memory: Memory,
-        batch: np.ndarray,
-        memory_tokens: int,
+        self, generator: Generator, memory: Memory, batch: np.ndarray, memory_tokens: int
     ) -> list[_Answer]:
         """Routes and generates an id for a batch of questions."""
         doc_mask = np.stack([self._memory_of(index, memory_tokens) for index in batch])
         index = dataclasses.replace(memory.index, doc_mask=doc_mask[None])
-        builder = self._dataset.builder
-        prompts = [token_block(builder, self._prompts[i], self._prompt_tokens) for i in batch]
-        prompts = jax.tree.map(lambda *x: np.stack(x)[None], *prompts)
+        prompts = [self._prompts[question] for question in batch]
         longest_name = max(len(name) for name in self._names)
-        generated, routing = generate_greedy(
-            model, params, prompts, Memory(memory.layers, index), longest_name
-        )
-        generated, top_docs = np.asarray(generated)[0], np.asarray(routing.top_docs)[:, 0]
+        session = generator.start(prompts, Memory(memory.layers, index), room=longest_name)
+        top_docs, generated = session.routing.top_docs, session.complete(longest_name)
         answers = [
             self._grade(question, generated[row], top_docs[:, row], int(doc_mask[row].sum()))
             for row, question in enumerate(batch)
