@@ -1,0 +1,411 @@
+"""The catalogue of a bank: documents, parts and blocks in SQLite, in rows that never change.
+
+A commit adds rows. A removal is a row as well, a tombstone, so every row keeps the checksum that
+it was written with. Only compaction deletes rows: those of blocks that it has rewritten, and of
+documents that were removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import sqlite3
+import struct
+import urllib.parse
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from msa_jax.data.records import Document
+from msa_jax.memory.chunks import Layout
+from msa_jax.memory.parts import EncodedDocument, PartTable, Passage, StoreError, spans
+from msa_jax.memory.segments import Block, Run, block_bytes
+from msa_jax.typing import Int
+
+FORMAT = 1
+_APPLICATION = 0x4D534142  # "MSAB"
+
+_SCHEMA = f"""
+PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA journal_mode = WAL;
+BEGIN;
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {FORMAT};
+CREATE TABLE bank (description TEXT, checksum INTEGER);
+CREATE TABLE commits (version INTEGER PRIMARY KEY, last_id INTEGER, documents INTEGER,
+    parts INTEGER, chunks INTEGER, tokens INTEGER, checksum INTEGER);
+CREATE TABLE documents (id INTEGER PRIMARY KEY, key TEXT, title TEXT, metadata TEXT,
+    parts INTEGER, chunks INTEGER, tokens INTEGER, digest BLOB, checksum INTEGER);
+CREATE INDEX documents_by_key ON documents (key);
+CREATE TABLE parts (id INTEGER PRIMARY KEY, start INTEGER, stop INTEGER, tokens INTEGER,
+    text TEXT, checksum INTEGER);
+CREATE TABLE removed (id INTEGER PRIMARY KEY, parts INTEGER, version INTEGER, checksum INTEGER);
+CREATE INDEX removed_by_version ON removed (version);
+CREATE TABLE blocks (number INTEGER PRIMARY KEY AUTOINCREMENT, segment INTEGER, start INTEGER,
+    num_chunks INTEGER, keys_crc INTEGER, content_crc INTEGER, ids BLOB, chunks BLOB,
+    checksum INTEGER);
+CREATE INDEX blocks_by_segment ON blocks (segment);
+CREATE TABLE compacted (segment INTEGER PRIMARY KEY);
+COMMIT;
+"""
+
+_LIVE = "NOT EXISTS (SELECT 1 FROM removed WHERE removed.id = documents.id)"
+
+_ADVICE = {
+    "SQLITE_FULL": "the disk is full; make room and try again",
+    "SQLITE_IOERR": "the file cannot be read or written; look at the disk",
+    "SQLITE_BUSY": "another process holds it; try again",
+    "SQLITE_READONLY": "it cannot be written; open the bank for writing",
+    "SQLITE_CANTOPEN": "it cannot be opened; look at its permissions",
+    "SQLITE_CORRUPT": "it is damaged; restore the bank from a copy",
+    "SQLITE_NOTADB": "it is damaged; restore the bank from a copy",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A bank after its last commit; all but `version` and `last_id` count what is live."""
+
+    version: int
+    last_id: int
+    documents: int
+    parts: int
+    chunks: int
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A live document."""
+
+    id: int
+    parts: int
+    chunks: int
+    tokens: int
+    digest: bytes
+
+
+def create(path: pathlib.Path, description: Mapping[str, Any]) -> None:
+    """Makes an empty catalogue, durably."""
+    text = json.dumps(description)
+    with contextlib.closing(_connect(path, "rwc")) as connection, _clear(path):
+        connection.executescript(_SCHEMA)
+        connection.execute("INSERT INTO bank VALUES (?, ?)", _sealed(text))
+        connection.execute("INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?)", _sealed(*[0] * 6))
+
+
+class Catalogue:
+    """An open catalogue; its methods must not be called by two threads at once.
+
+    Attributes:
+        description: what it was created with.
+    """
+
+    def __init__(self, path: pathlib.Path, write: bool):
+        self._path = path
+        with _clear(path):
+            self._connection = _connect(path, "rw") if write else _connect_reader(path)
+        try:
+            self._check_format()
+            ((text,),) = self._checked("SELECT * FROM bank", "description")
+            self.description = json.loads(text)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file; the last one that wrote leaves no log behind."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside belongs to one version."""
+        self._rows("BEGIN")
+        try:
+            yield
+        finally:
+            self._rows("COMMIT")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside becomes visible and durable at once, or none of it."""
+        self._rows("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._rows("COMMIT")
+        except BaseException:
+            # SQLite has already rolled back after some errors.
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            raise
+
+    # Reading.
+
+    def state(self) -> State:
+        """The bank after its last commit."""
+        query = "SELECT * FROM commits ORDER BY version DESC LIMIT 1"
+        (row,) = self._checked(query, "the last commit")
+        return State(*row)
+
+    def last_id(self, version: int) -> int:
+        """The highest id that had ever been committed up to a version."""
+        rows = self._checked("SELECT * FROM commits WHERE version = ?", "a commit", version)
+        if not rows:
+            raise StoreError(f"{self._path}: there is no version {version}; start from version 0.")
+        return rows[0][1]
+
+    def compactions(self) -> int:
+        """How many segments have been compacted away."""
+        return self._rows("SELECT count(*) FROM compacted")[0][0]
+
+    def last_segment(self) -> int:
+        """The highest number that a segment ever had."""
+        query = "SELECT max(segment) FROM {}"
+        numbers = [self._rows(query.format(table))[0][0] for table in ("blocks", "compacted")]
+        return max(number or 0 for number in numbers)
+
+    def find(self, key: str) -> Entry | None:
+        """The live document of a key."""
+        query = f"SELECT id, parts, chunks, tokens, digest FROM documents WHERE key = ? AND {_LIVE}"
+        rows = self._rows(query, key)
+        return Entry(*rows[0]) if rows else None
+
+    def keys(self) -> list[str]:
+        """Keys of the live documents, the oldest first."""
+        return [
+            key for (key,) in self._rows(f"SELECT key FROM documents WHERE {_LIVE} ORDER BY id")
+        ]
+
+    def select(self, conditions: Sequence[str], values: Sequence[Any]) -> Int[np.ndarray, " n"]:
+        """Ids of the parts of live documents that meet all conditions on their rows."""
+        where = " AND ".join([_LIVE, *conditions])
+        rows = self._rows(f"SELECT id, parts FROM documents WHERE {where} ORDER BY id", *values)
+        return _part_ids(rows)
+
+    def removed(self, since: int) -> Int[np.ndarray, " n"]:
+        """Ids of parts that were removed after a version, ascending."""
+        query = "SELECT * FROM removed WHERE version > ?"
+        rows = self._checked(query, "a removal", since)
+        return np.sort(_part_ids([row[:2] for row in rows]))
+
+    def placed(self, after: int) -> tuple[PartTable, int]:
+        """Parts, removed ones too, of the blocks after number `after`; and the last number."""
+        query = "SELECT segment, start, num_chunks, keys_crc, content_crc, ids, chunks, checksum"
+        query += ", number FROM blocks WHERE number > ? ORDER BY number"
+        numbers, ids, chunks = [], [], []
+        for *row, number in self._rows(query, after):
+            self._check(row, f"block {number}")
+            numbers.append(number)
+            ids.append(row[5])
+            chunks.append(row[6])
+        counts = [len(blob) // 8 for blob in ids]
+        all_chunks = np.frombuffer(b"".join(chunks), "<i8")
+        starts = np.cumsum(all_chunks) - all_chunks
+        block_starts = starts[np.cumsum(counts) - counts] if counts else starts
+        table = PartTable(
+            np.frombuffer(b"".join(ids), "<i8"),
+            all_chunks,
+            np.repeat(np.array(numbers, np.int64), counts),
+            starts - np.repeat(block_starts, counts),
+        )
+        return table, max(numbers, default=after)
+
+    def block(self, number: int) -> Block | None:
+        """A block; None if it was compacted away."""
+        query = "SELECT segment, start, num_chunks, keys_crc, content_crc FROM blocks"
+        rows = self._rows(f"{query} WHERE number = ?", number)
+        return Block(*rows[0]) if rows else None
+
+    def ends(self, layout: Layout) -> dict[int, int]:
+        """How many bytes of each segment belong to blocks."""
+        query = "SELECT segment, max(start), num_chunks FROM blocks GROUP BY segment"
+        return {
+            segment: start + block_bytes(layout, num_chunks)
+            for segment, start, num_chunks in self._rows(query)
+        }
+
+    def passage(self, part_id: int) -> Passage:
+        """The original of a part; of a removed one, too, until compaction has purged it."""
+        parts = self._checked("SELECT * FROM parts WHERE id = ?", f"part {part_id}", part_id)
+        query = "SELECT * FROM documents WHERE id <= ? ORDER BY id DESC LIMIT 1"
+        documents = self._checked(query, f"the document of part {part_id}", part_id)
+        if not parts or not documents:
+            raise StoreError(
+                f"{self._path}: there is no part {part_id}; it was removed, or never was."
+            )
+        ((_, start, stop, tokens, text),) = parts
+        ((first, key, title, metadata, num_parts, *_),) = documents
+        begin = start if part_id == first else 0
+        return Passage(
+            id=part_id,
+            key=key,
+            title=title,
+            text=text[begin : begin + stop - start],
+            metadata=json.loads(metadata),
+            part=part_id - first,
+            num_parts=num_parts,
+            tokens=tokens,
+        )
+
+    # Writing, inside a transaction.
+
+    def add_documents(self, documents: Sequence[EncodedDocument]) -> None:
+        """Adds documents and their parts."""
+        self._insert("documents", map(_document_row, documents))
+        self._insert("parts", itertools.chain.from_iterable(map(_part_rows, documents)))
+
+    def remove(self, entries: Sequence[Entry], version: int) -> None:
+        """Adds the tombstones of documents."""
+        self._insert("removed", [(entry.id, entry.parts, version) for entry in entries])
+
+    def add_blocks(self, blocks: Iterable[tuple[Block, Run]]) -> None:
+        """Adds blocks and the parts that each holds."""
+        columns = "segment, start, num_chunks, keys_crc, content_crc, ids, chunks, checksum"
+        self._insert(
+            f"blocks ({columns})",
+            (
+                (*dataclasses.astuple(block), _blob(run.ids), _blob(run.counts))
+                for block, run in blocks
+            ),
+        )
+
+    def add_commit(self, state: State) -> None:
+        """Makes `state` the last one."""
+        self._insert("commits", [dataclasses.astuple(state)])
+
+    # SQL.
+
+    def _insert(self, table: str, rows: Iterable[tuple]) -> None:
+        sealed = [_sealed(*row) for row in rows]
+        if sealed:
+            marks = ", ".join("?" * len(sealed[0]))
+            with _clear(self._path):
+                self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", sealed)
+
+    def _rows(self, query: str, *values: Any) -> list[tuple]:
+        with _clear(self._path):
+            return self._connection.execute(query, values).fetchall()
+
+    def _checked(self, query: str, what: str, *values: Any) -> list[tuple]:
+        """Rows that end with their checksum, without it."""
+        return [self._check(row, what) for row in self._rows(query, *values)]
+
+    def _check(self, row: Sequence[Any], what: str) -> Sequence[Any]:
+        if checksum(*row[:-1]) != row[-1]:
+            raise StoreError(
+                f"{self._path}: the row of {what} is damaged; restore the bank from a copy."
+            )
+        return row[:-1]
+
+    def _check_format(self) -> None:
+        application = self._rows("PRAGMA application_id")[0][0]
+        version = self._rows("PRAGMA user_version")[0][0]
+        if application != _APPLICATION:
+            raise StoreError(f"{self._path}: this is not the catalogue of a bank.")
+        if version > FORMAT:
+            raise StoreError(
+                f"{self._path}: the bank has format {version} and this program knows formats up to "
+                f"{FORMAT}; update msa_jax."
+            )
+
+
+def checksum(*values: int | str | bytes) -> int:
+    """CRC-32 of the values of a row."""
+    crc = 0
+    for value in values:
+        if isinstance(value, int):
+            data = struct.pack("<q", value)
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            crc = zlib.crc32(struct.pack("<q", len(data)), crc)
+        crc = zlib.crc32(data, crc)
+    return crc
+
+
+def metadata_json(document: Document) -> str:
+    """Metadata as text; equal for equal metadata."""
+    return json.dumps(dict(document.metadata), sort_keys=True, allow_nan=False)
+
+
+def digest(document: Document) -> bytes:
+    """A fingerprint of all that a document says."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for text in (document.title, document.text, metadata_json(document)):
+        data = text.encode()
+        hashed.update(struct.pack("<q", len(data)) + data)
+    return hashed.digest()
+
+
+def _sealed(*values: int | str | bytes) -> tuple:
+    return *values, checksum(*values)
+
+
+def _blob(numbers: Sequence[int]) -> bytes:
+    return np.asarray(numbers, "<i8").tobytes()
+
+
+def _part_ids(rows: Sequence[tuple[int, int]]) -> Int[np.ndarray, " n"]:
+    documents = np.array(rows, np.int64).reshape(-1, 2)
+    return spans(documents[:, 0], documents[:, 1])
+
+
+def _document_row(encoded: EncodedDocument) -> tuple:
+    document, parts = encoded.document, encoded.parts
+    totals = (len(parts), sum(x.chunks for x in parts), sum(x.tokens for x in parts))
+    texts = (document.id, document.title, metadata_json(document))
+    return (parts[0].id, *texts, *totals, digest(document))
+
+
+def _part_rows(encoded: EncodedDocument) -> Iterator[tuple]:
+    """Rows of the parts; the text is cut where they start, so that nothing of it is lost."""
+    text, parts = encoded.document.text, encoded.parts
+    cuts = [0, *(part.start for part in parts[1:]), len(text)]
+    for part, (start, stop) in zip(parts, itertools.pairwise(cuts), strict=True):
+        yield part.id, part.start, part.stop, part.tokens, text[start:stop]
+
+
+def _connect(path: pathlib.Path, mode: str) -> sqlite3.Connection:
+    uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False
+    )
+    # FULL: a commit is on disk when it returns. Deleted text is overwritten, not only unlinked.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")
+    return connection
+
+
+def _connect_reader(path: pathlib.Path) -> sqlite3.Connection:
+    connection = _connect(path, "ro")
+    try:
+        connection.execute("PRAGMA user_version").fetchall()
+        return connection
+    except sqlite3.OperationalError:
+        # Readers share their locks in a file beside the catalogue; where none can be made, nobody
+        # writes either, and the catalogue is all there is, unless a log is left over.
+        connection.close()
+        log = path.with_name(path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            raise
+        return _connect(path, "ro&immutable=1")
+
+
+@contextlib.contextmanager
+def _clear(path: pathlib.Path) -> Iterator[None]:
+    """Says what is wrong in a sentence of ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", None) or ""
+        advice = next((text for key, text in _ADVICE.items() if name.startswith(key)), "")
+        raise StoreError(f"{path}: {advice or 'it cannot be used'} ({error}).") from error
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            f"{path}: {error.object!r} holds an unpaired surrogate (\\ud800); remove it."
+        ) from None

@@ -1,0 +1,42 @@
+"""One writer: a lock that the kernel gives back however its holder ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pathlib
+
+from msa_jax.memory.parts import StoreError
+
+
+class WriteLock:
+    """Holds the lock file of a bank until `release`; the file says which process does."""
+
+    def __init__(self, path: pathlib.Path):
+        """Takes the lock.
+
+        Raises:
+            StoreError: if another writer holds it, or the file cannot be written.
+        """
+        try:
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(
+                f"{path}: cannot be written ({error.strerror}); open the bank for reading."
+            ) from error
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._handle)
+            raise StoreError(
+                f"{path.parent}: process {holder} has the bank open for writing; close it there, "
+                "or open it for reading."
+            ) from None
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Lets others write; a child process that was forked meanwhile holds nothing either."""
+        fcntl.flock(self._handle, fcntl.LOCK_UN)
+        os.close(self._handle)
