@@ -82,21 +82,35 @@ def build_example(
     """
 
     def conversation(asked: str, original_tokens: int) -> list[Piece]:
-        capped = _cap_texts(hops[:step], original_tokens)
-        pieces = builder.prompt(asked)
-        for sources in capped:
-            ids = [source.doc_id for source in sources]
-            pieces.append(builder.retrieved(ids, generated=False))
-            pieces.append(builder.originals(ids, [source.tokens for source in sources]))
+        pieces = retrievals(builder, asked, hops[:step], original_tokens)
         if step is not None:
-            pieces.append(builder.retrieved([source.doc_id for source in hops[step]]))
-        else:
-            pieces += [builder.stop(), builder.restatement(asked)]
-            pieces += builder.answer(question.answers[0])
-        return pieces
+            return [*pieces, builder.retrieved([source.doc_id for source in hops[step]])]
+        return [*pieces, *builder.closing(asked), builder.answer(question.answers[0])]
 
     pieces = _fit(builder, question, conversation, active_tokens)
     return _to_example(builder, pieces, active_tokens)
+
+
+def retrievals(
+    builder: PromptBuilder,
+    question: str,
+    hops: Sequence[Sequence[Source]],
+    original_tokens: int,
+) -> list[Piece]:
+    """The prompt and what has been retrieved so far.
+
+    Args:
+        builder: encoder of the template.
+        question: the question.
+        hops: documents that have been named, by retrieval.
+        original_tokens: for all their texts together; the longest are cut until they fit.
+    """
+    pieces = builder.prompt(question)
+    for sources in _cap_texts(hops, original_tokens):
+        ids = [source.doc_id for source in sources]
+        pieces.append(builder.retrieved(ids, generated=False))
+        pieces.append(builder.originals(ids, [source.tokens for source in sources]))
+    return pieces
 
 
 def _fit(

@@ -131,6 +131,7 @@ class PromptBuilder:
         self._answer_start = encode(template.answer_start)
         # Ids come back in every group, and encoding one costs more than copying a document.
         self._document_wrap = functools.lru_cache(maxsize=1 << 17)(self._encode_wrap)
+        self._name = functools.lru_cache(maxsize=1 << 17)(self._encode_name)
 
     def document_text(self, document: Document) -> str:
         """The text to encode for a document, once, whatever its id will be."""
@@ -156,11 +157,14 @@ class PromptBuilder:
             Piece(self._response, RESPONSE),
         ]
 
+    def names(self, doc_ids: Sequence[int]) -> list[np.ndarray]:
+        """The name of each document, as the model writes it."""
+        return [self._name(doc_id) for doc_id in doc_ids]
+
     def retrieved(self, doc_ids: Sequence[int], generated: bool = True) -> Piece:
-        """The names of documents, as the model writes them."""
-        encode = functools.partial(self.tokenizer.encode_template, self.template.retrieved)
-        names = [encode(id=doc_id) for doc_id in doc_ids]
-        return Piece(np.concatenate([*names, self._retrieved_end]), RESPONSE, generated)
+        """The names of documents and the end of them."""
+        tokens = [*self.names(doc_ids), self._retrieved_end]
+        return Piece(np.concatenate(tokens), RESPONSE, generated)
 
     def originals(self, doc_ids: Sequence[int], texts: Sequence[np.ndarray]) -> Piece:
         """The texts of the named documents; they join the routing query."""
@@ -174,24 +178,33 @@ class PromptBuilder:
         """What the model writes when it needs no more documents."""
         return Piece(self._stop, RESPONSE, generated=True)
 
-    def restatement(self, question: str) -> Piece:
-        """The question again, before the answer."""
-        tokens = self.tokenizer.encode_template(self.template.restatement, question=question)
-        return Piece(tokens, TEMPLATE)
-
-    def answer(self, answer: str) -> list[Piece]:
-        """What the model writes as its answer."""
-        tokens = self.tokenizer.encode_template(self.template.answer, answer=answer)
+    def closing(self, question: str) -> list[Piece]:
+        """From `stop` to the words that open the answer."""
+        restated = self.tokenizer.encode_template(self.template.restatement, question=question)
         return [
+            self.stop(),
+            Piece(restated, TEMPLATE),
             Piece(self._answer_start, RESPONSE, generated=True),
-            Piece(tokens, RESPONSE, generated=True, answer=True),
         ]
+
+    def answer(self, answer: str) -> Piece:
+        """The answer itself, as the model writes it, and its end."""
+        tokens = self.tokenizer.encode_template(self.template.answer, answer=answer)
+        return Piece(tokens, RESPONSE, generated=True, answer=True)
+
+    @property
+    def answer_end(self) -> str:
+        """The text that ends an answer."""
+        return self.template.answer.partition("{answer}")[2]
 
     def positions(self, length: int) -> np.ndarray:
         """Rotary positions of `length` active tokens: the head's, then the query's onward."""
         positions = np.arange(length, dtype=np.int32)
         positions[len(self.head) :] += self._memory.top_k_docs
         return positions
+
+    def _encode_name(self, doc_id: int) -> np.ndarray:
+        return self.tokenizer.encode_template(self.template.retrieved, id=doc_id)
 
     def _encode_wrap(self, doc_id: int) -> tuple[np.ndarray, np.ndarray]:
         encode = self.tokenizer.encode_template

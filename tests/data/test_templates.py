@@ -43,9 +43,8 @@ def test_retrieval_and_answer(builder):
     pieces = [
         builder.retrieved([4, 7]),
         builder.originals([4, 7], texts),
-        builder.stop(),
-        builder.restatement("who?"),
-        *builder.answer("me"),
+        *builder.closing("who?"),
+        builder.answer("me"),
     ]
     assert written(builder, pieces) == [
         ("[4][7]<|object_ref_end|>", RESPONSE),
@@ -57,6 +56,7 @@ def test_retrieval_and_answer(builder):
     ]
     assert [piece.generated for piece in pieces] == [True, False, True, False, True, True]
     assert [piece.answer for piece in pieces] == [False] * 5 + [True]
+    assert builder.answer_end == "<|im_end|>"
 
 
 @pytest.mark.parametrize(("title", "text"), [("", " body"), ("Head", " Head\nbody")])
