@@ -104,16 +104,17 @@ class Catalogue:
     """An open catalogue; its methods must not be called by two threads at once.
 
     Attributes:
+        path: of the file.
         description: what it was created with.
     """
 
     def __init__(self, path: pathlib.Path, write: bool):
-        self._path = path
+        self.path = path
         with _clear(path):
             self._connection = _connect(path, "rw") if write else _connect_reader(path)
         try:
             self._check_format()
-            ((text,),) = self._checked("SELECT * FROM bank", "description")
+            (text,) = self._one("SELECT * FROM bank", "the bank's description")
             self.description = json.loads(text)
         except BaseException:
             self._connection.close()
@@ -125,20 +126,23 @@ class Catalogue:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """What is read inside belongs to one version."""
-        self._rows("BEGIN")
+        """What is read inside belongs to one version; part of a transaction if there is one."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self.rows("BEGIN")
         try:
             yield
         finally:
-            self._rows("COMMIT")
+            self.rows("COMMIT")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is written inside becomes visible and durable at once, or none of it."""
-        self._rows("BEGIN IMMEDIATE")
+        self.rows("BEGIN IMMEDIATE")
         try:
             yield
-            self._rows("COMMIT")
+            self.rows("COMMIT")
         except BaseException:
             # SQLite has already rolled back after some errors.
             if self._connection.in_transaction:
@@ -150,42 +154,40 @@ class Catalogue:
     def state(self) -> State:
         """The bank after its last commit."""
         query = "SELECT * FROM commits ORDER BY version DESC LIMIT 1"
-        (row,) = self._checked(query, "the last commit")
-        return State(*row)
+        return State(*self._one(query, "the last commit"))
 
     def last_id(self, version: int) -> int:
         """The highest id that had ever been committed up to a version."""
         rows = self._checked("SELECT * FROM commits WHERE version = ?", "a commit", version)
         if not rows:
-            raise StoreError(f"{self._path}: there is no version {version}; start from version 0.")
+            raise StoreError(f"{self.path}: there is no version {version}; start from version 0.")
         return rows[0][1]
 
     def compactions(self) -> int:
         """How many segments have been compacted away."""
-        return self._rows("SELECT count(*) FROM compacted")[0][0]
+        return self.rows("SELECT count(*) FROM compacted")[0][0]
 
     def last_segment(self) -> int:
         """The highest number that a segment ever had."""
         query = "SELECT max(segment) FROM {}"
-        numbers = [self._rows(query.format(table))[0][0] for table in ("blocks", "compacted")]
+        numbers = [self.rows(query.format(table))[0][0] for table in ("blocks", "compacted")]
         return max(number or 0 for number in numbers)
 
     def find(self, key: str) -> Entry | None:
         """The live document of a key."""
-        query = f"SELECT id, parts, chunks, tokens, digest FROM documents WHERE key = ? AND {_LIVE}"
-        rows = self._rows(query, key)
-        return Entry(*rows[0]) if rows else None
+        query = f"SELECT * FROM documents WHERE key = ? AND {_LIVE}"
+        for row in self._checked(query, f"document {key!r}", key):
+            return Entry(row[0], *row[4:])
+        return None
 
     def keys(self) -> list[str]:
         """Keys of the live documents, the oldest first."""
-        return [
-            key for (key,) in self._rows(f"SELECT key FROM documents WHERE {_LIVE} ORDER BY id")
-        ]
+        return [key for (key,) in self.rows(f"SELECT key FROM documents WHERE {_LIVE} ORDER BY id")]
 
     def select(self, conditions: Sequence[str], values: Sequence[Any]) -> Int[np.ndarray, " n"]:
         """Ids of the parts of live documents that meet all conditions on their rows."""
         where = " AND ".join([_LIVE, *conditions])
-        rows = self._rows(f"SELECT id, parts FROM documents WHERE {where} ORDER BY id", *values)
+        rows = self.rows(f"SELECT id, parts FROM documents WHERE {where} ORDER BY id", *values)
         return _part_ids(rows)
 
     def removed(self, since: int) -> Int[np.ndarray, " n"]:
@@ -196,38 +198,40 @@ class Catalogue:
 
     def placed(self, after: int) -> tuple[PartTable, int]:
         """Parts, removed ones too, of the blocks after number `after`; and the last number."""
-        query = "SELECT segment, start, num_chunks, keys_crc, content_crc, ids, chunks, checksum"
-        query += ", number FROM blocks WHERE number > ? ORDER BY number"
-        numbers, ids, chunks = [], [], []
-        for *row, number in self._rows(query, after):
-            self._check(row, f"block {number}")
-            numbers.append(number)
-            ids.append(row[5])
-            chunks.append(row[6])
-        counts = [len(blob) // 8 for blob in ids]
-        all_chunks = np.frombuffer(b"".join(chunks), "<i8")
-        starts = np.cumsum(all_chunks) - all_chunks
-        block_starts = starts[np.cumsum(counts) - counts] if counts else starts
-        table = PartTable(
-            np.frombuffer(b"".join(ids), "<i8"),
-            all_chunks,
-            np.repeat(np.array(numbers, np.int64), counts),
-            starts - np.repeat(block_starts, counts),
-        )
+        query = "SELECT * FROM blocks WHERE number > ? ORDER BY number"
+        rows = self._checked(query, "a block", after)
+        numbers, ids, chunks = ([row[at] for row in rows] for at in (0, 6, 7))
+        parts_of = np.array([len(blob) // 8 for blob in ids], np.int64)
+        ids, chunks = (np.frombuffer(b"".join(blobs), "<i8") for blobs in (ids, chunks))
+        starts = np.cumsum(chunks) - chunks
+        block_starts = starts[np.cumsum(parts_of) - parts_of]
+        blocks = np.repeat(np.array(numbers, np.int64), parts_of)
+        table = PartTable(ids, chunks, blocks, starts - np.repeat(block_starts, parts_of))
         return table, max(numbers, default=after)
 
     def block(self, number: int) -> Block | None:
         """A block; None if it was compacted away."""
-        query = "SELECT segment, start, num_chunks, keys_crc, content_crc FROM blocks"
-        rows = self._rows(f"{query} WHERE number = ?", number)
-        return Block(*rows[0]) if rows else None
+        query = "SELECT * FROM blocks WHERE number = ?"
+        for row in self._checked(query, f"block {number}", number):
+            return Block(*row[1:6])
+        return None
+
+    def blocks(self) -> dict[int, Block]:
+        """All blocks by number."""
+        rows = self._checked("SELECT * FROM blocks ORDER BY segment, start", "a block")
+        return {row[0]: Block(*row[1:6]) for row in rows}
+
+    def block_segments(self) -> Int[np.ndarray, "n 3"]:
+        """Number, segment and chunks, removed ones too, of every block."""
+        rows = self.rows("SELECT number, segment, num_chunks FROM blocks ORDER BY number")
+        return np.array(rows, np.int64).reshape(-1, 3)
 
     def ends(self, layout: Layout) -> dict[int, int]:
         """How many bytes of each segment belong to blocks."""
         query = "SELECT segment, max(start), num_chunks FROM blocks GROUP BY segment"
         return {
             segment: start + block_bytes(layout, num_chunks)
-            for segment, start, num_chunks in self._rows(query)
+            for segment, start, num_chunks in self.rows(query)
         }
 
     def passage(self, part_id: int) -> Passage:
@@ -237,7 +241,7 @@ class Catalogue:
         documents = self._checked(query, f"the document of part {part_id}", part_id)
         if not parts or not documents:
             raise StoreError(
-                f"{self._path}: there is no part {part_id}; it was removed, or never was."
+                f"{self.path}: there is no part {part_id}; it was removed, or never was."
             )
         ((_, start, stop, tokens, text),) = parts
         ((first, key, title, metadata, num_parts, *_),) = documents
@@ -266,64 +270,92 @@ class Catalogue:
 
     def add_blocks(self, blocks: Iterable[tuple[Block, Run]]) -> None:
         """Adds blocks and the parts that each holds."""
-        columns = "segment, start, num_chunks, keys_crc, content_crc, ids, chunks, checksum"
-        self._insert(
-            f"blocks ({columns})",
-            (
-                (*dataclasses.astuple(block), _blob(run.ids), _blob(run.counts))
-                for block, run in blocks
-            ),
+        # SQLite keeps the highest number ever, so that none is used again after compaction.
+        ((last,),) = self.rows("SELECT max(seq) FROM sqlite_sequence WHERE name = 'blocks'")
+        rows = (
+            (number, *dataclasses.astuple(block), _blob(run.ids), _blob(run.counts))
+            for number, (block, run) in enumerate(blocks, start=(last or 0) + 1)
         )
+        self._insert("blocks", rows)
+
+    def drop_segment(self, segment: int) -> None:
+        """Deletes the blocks of a segment, whose number is not used again."""
+        self.rows("DELETE FROM blocks WHERE segment = ?", segment)
+        self.rows("INSERT INTO compacted VALUES (?)", segment)
+
+    def purge(self) -> None:
+        """Deletes the texts of removed documents; their ids remain, as tombstones."""
+        found = "FROM documents JOIN removed USING (id)"
+        with _clear(self.path):
+            self._connection.executemany(
+                "DELETE FROM parts WHERE id >= ? AND id < ?",
+                self.rows(f"SELECT id, id + removed.parts {found}"),
+            )
+        self.rows("DELETE FROM documents WHERE id IN (SELECT id FROM removed)")
 
     def add_commit(self, state: State) -> None:
         """Makes `state` the last one."""
         self._insert("commits", [dataclasses.astuple(state)])
 
+    def shrink(self) -> None:
+        """Gives free pages back, outside a transaction, and empties the log."""
+        self.rows("PRAGMA incremental_vacuum")
+        self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # SQL.
+
+    def rows(self, query: str, *values: Any) -> list[tuple]:
+        """What a query finds."""
+        with _clear(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+    def count_damaged(self, table: str) -> int:
+        """How many rows of a table do not have their checksum."""
+        with _clear(self.path):
+            rows = self._connection.execute(f"SELECT * FROM {table}")
+            return sum(checksum(*row[:-1]) != row[-1] for row in rows)
 
     def _insert(self, table: str, rows: Iterable[tuple]) -> None:
         sealed = [_sealed(*row) for row in rows]
         if sealed:
             marks = ", ".join("?" * len(sealed[0]))
-            with _clear(self._path):
+            with _clear(self.path):
                 self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", sealed)
-
-    def _rows(self, query: str, *values: Any) -> list[tuple]:
-        with _clear(self._path):
-            return self._connection.execute(query, values).fetchall()
 
     def _checked(self, query: str, what: str, *values: Any) -> list[tuple]:
         """Rows that end with their checksum, without it."""
-        return [self._check(row, what) for row in self._rows(query, *values)]
+        return [self._check(row, what) for row in self.rows(query, *values)]
+
+    def _one(self, query: str, what: str) -> Sequence[Any]:
+        for row in self._checked(query, what):
+            return row
+        raise StoreError(f"{self.path}: {what} is missing; restore the bank from a copy.")
 
     def _check(self, row: Sequence[Any], what: str) -> Sequence[Any]:
         if checksum(*row[:-1]) != row[-1]:
             raise StoreError(
-                f"{self._path}: the row of {what} is damaged; restore the bank from a copy."
+                f"{self.path}: the row of {what} is damaged; restore the bank from a copy."
             )
         return row[:-1]
 
     def _check_format(self) -> None:
-        application = self._rows("PRAGMA application_id")[0][0]
-        version = self._rows("PRAGMA user_version")[0][0]
+        application = self.rows("PRAGMA application_id")[0][0]
+        version = self.rows("PRAGMA user_version")[0][0]
         if application != _APPLICATION:
-            raise StoreError(f"{self._path}: this is not the catalogue of a bank.")
+            raise StoreError(f"{self.path}: this is not the catalogue of a bank.")
         if version > FORMAT:
             raise StoreError(
-                f"{self._path}: the bank has format {version} and this program knows formats up to "
+                f"{self.path}: the bank has format {version} and this program knows formats up to "
                 f"{FORMAT}; update msa_jax."
             )
 
 
-def checksum(*values: int | str | bytes) -> int:
-    """CRC-32 of the values of a row."""
+def checksum(*values: Any) -> int:
+    """CRC-32 of the values of a row and their types."""
     crc = 0
     for value in values:
-        if isinstance(value, int):
-            data = struct.pack("<q", value)
-        else:
-            data = value.encode() if isinstance(value, str) else value
-            crc = zlib.crc32(struct.pack("<q", len(data)), crc)
+        data = value if isinstance(value, bytes) else str(value).encode()
+        crc = zlib.crc32(f"{type(value).__name__} {len(data)} ".encode(), crc)
         crc = zlib.crc32(data, crc)
     return crc
 
@@ -342,7 +374,7 @@ def digest(document: Document) -> bytes:
     return hashed.digest()
 
 
-def _sealed(*values: int | str | bytes) -> tuple:
+def _sealed(*values: Any) -> tuple:
     return *values, checksum(*values)
 
 

@@ -8,6 +8,7 @@ import functools
 import mmap
 import os
 import pathlib
+import threading
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -136,6 +137,7 @@ class Segments:
         self._directory = directory
         self._layout = layout
         self._maps: dict[int, mmap.mmap] = {}
+        self._lock = threading.Lock()
 
     def path(self, segment: int) -> pathlib.Path:
         """File of a segment."""
@@ -154,8 +156,7 @@ class Segments:
         if tail.offset and tail.offset + sections.size > SEGMENT_BYTES:
             tail = Tail(tail.segment + 1, 0)
         keys_crc = content_crc = 0
-        handle = os.open(self.path(tail.segment), os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
+        with _opened(self.path(tail.segment), os.O_WRONLY | os.O_CREAT) as handle:
             for name, (offset, _, _) in sections.arrays.items():
                 data = _padded(getattr(chunks, name))
                 _write(handle, data, tail.offset + offset)
@@ -163,8 +164,6 @@ class Segments:
                     keys_crc = zlib.crc32(data, keys_crc)
                 else:
                     content_crc = zlib.crc32(data, content_crc)
-        finally:
-            os.close(handle)
         block = Block(tail.segment, tail.offset, len(chunks), keys_crc, content_crc)
         return block, Tail(tail.segment, tail.offset + sections.size)
 
@@ -194,72 +193,94 @@ class Segments:
         """What is wrong with each segment that has less than `ends[segment]` bytes."""
         sizes = self._sizes()
         return [
-            f"{self.path(segment)}: the file has {sizes.get(segment, 0)} bytes instead of {end}"
+            f"{self.path(segment)}: {_short(sizes.get(segment, 0), end)}"
             for segment, end in ends.items()
             if sizes.get(segment, 0) < end
         ]
 
-    def read(self, block: Block) -> Chunks | None:
-        """The arrays of a block, mapped: what is not touched is not read; None without its file."""
+    def bytes(self, block: Block) -> memoryview:
+        """The bytes of a block, mapped: what is not touched is not read.
+
+        Raises:
+            FileNotFoundError: if the segment was compacted away.
+            StoreError: if the file is too short.
+        """
+        stop = block.start + block_bytes(self._layout, block.num_chunks)
+        with self._lock:
+            mapped = self._maps.get(block.segment)
+            if mapped is None or len(mapped) < stop:
+                mapped = self._maps[block.segment] = _mapped(self.path(block.segment), stop)
+        return memoryview(mapped)[block.start : stop]
+
+    def chunks(self, block: Block, data: memoryview) -> Chunks:
+        """The bytes of a block as arrays."""
         sections = _sections(self._layout, block.num_chunks)
-        try:
-            mapped = self._map(block.segment, block.start + sections.size)
-        except FileNotFoundError:
-            return None
         return Chunks(
             **{
-                name: np.ndarray(shape, dtype, mapped, block.start + offset)
+                name: np.ndarray(shape, dtype, data, offset)
                 for name, (offset, shape, dtype) in sections.arrays.items()
             }
         )
 
-    def damage(self, block: Block, content: bool = True) -> str | None:
-        """Reads routing keys, and content if wanted; says what is wrong with them, if anything."""
-        sections = _sections(self._layout, block.num_chunks)
-        data = memoryview(self._map(block.segment, block.start + sections.size))
-        data = data[block.start : block.start + sections.size]
+    def damage(self, block: Block, data: memoryview, content: bool) -> str | None:
+        """What is wrong with the routing keys, and the content if wanted; None if nothing is."""
+        content_start = _sections(self._layout, block.num_chunks).content
         names = []
-        if zlib.crc32(data[: sections.content]) != block.keys_crc:
+        if zlib.crc32(data[:content_start]) != block.keys_crc:
             names.append("routing keys")
-        if content and zlib.crc32(data[sections.content :]) != block.content_crc:
+        if content and zlib.crc32(data[content_start:]) != block.content_crc:
             names.append("content")
-        if names:
-            where = f"{self.path(block.segment)}: block at byte {block.start}"
-            return f"{where}: {' and '.join(names)} damaged"
-        return None
+        if not names:
+            return None
+        where = f"{self.path(block.segment)}: block at byte {block.start}"
+        return f"{where}: {' and '.join(names)} damaged"
 
     def forget(self, keep: Collection[int] = ()) -> None:
         """Drops the maps of all segments but these; arrays that were handed out stay valid."""
-        self._maps = {key: value for key, value in self._maps.items() if key in keep}
+        with self._lock:
+            self._maps = {key: value for key, value in self._maps.items() if key in keep}
 
     def remove(self, segment: int) -> None:
         """Deletes a file; who has it mapped can go on reading."""
-        self._maps.pop(segment, None)
         with contextlib.suppress(FileNotFoundError):
             self.path(segment).unlink()
-
-    def _map(self, segment: int, size: int) -> mmap.mmap:
-        mapped = self._maps.get(segment)
-        if mapped is None or len(mapped) < size:
-            with open(self.path(segment), "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if len(mapped) < size:
-                raise StoreError(f"{self.path(segment)}: truncated; restore it from a copy.")
-            self._maps[segment] = mapped
-        return mapped
 
     def _sizes(self) -> dict[int, int]:
         files = self._directory.glob("*.seg")
         return {int(file.stem): file.stat().st_size for file in files}
 
 
-def sync_file(path: os.PathLike) -> None:
+def sync_file(path: pathlib.Path) -> None:
     """Waits until a file, or the names in a directory, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path, os.O_RDONLY) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, flags: int) -> Iterator[int]:
+    """A handle to a file that is to be written; trouble with the disk becomes a `StoreError`."""
+    try:
+        handle = os.open(path, flags, 0o666)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror}); make room or look at the disk."
+        ) from error
+
+
+def _mapped(path: pathlib.Path, size: int) -> mmap.mmap:
+    with open(path, "rb") as file:
+        have = os.fstat(file.fileno()).st_size
+        if have < size:
+            raise StoreError(f"{path}: {_short(have, size)}; restore the bank from a copy.")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _short(have: int, size: int) -> str:
+    return f"the file has {have} bytes instead of {size}"
 
 
 def _padded(array: np.ndarray) -> bytes:

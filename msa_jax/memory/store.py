@@ -16,18 +16,17 @@ import dataclasses
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from msa_jax.data.records import Document
 from msa_jax.memory import catalogue as catalogues
-from msa_jax.memory.catalogue import Catalogue, Entry, State
-from msa_jax.memory.checks import check_commit
+from msa_jax.memory.arrays import Arrays
+from msa_jax.memory.catalogue import Catalogue, State
 from msa_jax.memory.chunks import Chunks, Layout
 from msa_jax.memory.filters import conditions
-from msa_jax.memory.live import LiveParts
 from msa_jax.memory.lock import WriteLock
 from msa_jax.memory.parts import (
     Changes,
@@ -36,9 +35,10 @@ from msa_jax.memory.parts import (
     PartTable,
     Passage,
     StoreError,
-    spans,
 )
-from msa_jax.memory.segments import Block, Run, Segments, Tail, cut_into_blocks, sync_file
+from msa_jax.memory.segments import Segments, sync_file
+from msa_jax.memory.verification import verify
+from msa_jax.memory.writer import Writer
 from msa_jax.typing import Int
 
 __all__ = ["Changes", "EncodedDocument", "Part", "PartTable", "Passage", "Store", "StoreError"]
@@ -59,7 +59,6 @@ class Store:
 
     def __init__(self, path: pathlib.Path, lock: WriteLock | None):
         self.path = path
-        self._write_lock = lock
         self._lock = threading.RLock()
         self._catalogue = Catalogue(path / "catalogue.sqlite", write=lock is not None)
         try:
@@ -68,12 +67,10 @@ class Store:
             self.fingerprint: dict[str, str] = description["fingerprint"]
             self.facts: dict[str, Any] = description["facts"]
             self._segments = Segments(path / "segments", self.layout)
-            self._live = LiveParts(self._catalogue)
-            self._blocks: dict[int, Block] = {}
-            self._last_reserved = 0
+            self._arrays = Arrays(path, self.layout, self._catalogue, self._segments, self._lock)
             self._check_sizes()
-            if lock is not None:
-                self._tail = self._recover()
+            shared = (self.layout, self._catalogue, self._segments, self._arrays, self._lock)
+            self._writer = Writer(*shared, lock) if lock else None
         except BaseException:
             self._catalogue.close()
             raise
@@ -163,9 +160,9 @@ class Store:
         with self._lock:
             self._catalogue.close()
             self._segments.forget()
-            if self._write_lock is not None:
-                self._write_lock.release()
-                self._write_lock = None
+            if self._writer is not None:
+                self._writer.release()
+                self._writer = None
 
     def __enter__(self) -> Store:
         return self
@@ -220,7 +217,7 @@ class Store:
 
     def parts(self) -> PartTable:
         """All live parts."""
-        return self._table()
+        return self._arrays.table()
 
     def changes(self, since: int) -> Changes:
         """What leads from a version to the present one; `changes(0)` is everything.
@@ -229,7 +226,7 @@ class Store:
         `removed` and adding `added`.
         """
         with self._lock, self._catalogue.snapshot():
-            state, table = self._refresh()
+            state, table = self._arrays.refresh()
             first = np.searchsorted(table.ids, self._catalogue.last_id(since), "right")
             return Changes(state.version, table[first:], self._catalogue.removed(since))
 
@@ -275,23 +272,7 @@ class Store:
         Raises:
             StoreError: if the bytes are not those that were written.
         """
-        groups = self._by_block(parts.ids, np.arange(len(parts)))
-        while groups:
-            number, rows, chunks = groups[0]
-            with self._lock:
-                whole = self._view(number)
-            if whole is None:
-                # Compacted away since: see where what is left to read has gone.
-                rows = np.concatenate([group[1] for group in groups])
-                groups = self._by_block(parts.ids, rows)
-                continue
-            damage = self._segments.damage(self._blocks[number], content)
-            if damage:
-                raise StoreError(f"{damage}; restore the bank from a copy.")
-            if not content:
-                whole = dataclasses.replace(whole, content=None, content_scale=None)
-            yield rows, whole[chunks]
-            groups = groups[1:]
+        return self._arrays.read(parts, content)
 
     def content(
         self, layer: int, ids: Sequence[int]
@@ -301,155 +282,86 @@ class Store:
         Returns:
             For each part `[n, 2, K, H]`, and `[n, 2]` scales if the content has 8 bits, else None.
         """
-        with self._lock:
-            places, views = self._places(ids)
-        slices = [(views[number], slice(first, first + n)) for number, first, n in places]
-        values = [view.content[layer, at] for view, at in slices]
-        if "content_scale" not in self.layout.fields(0):
-            return values, None
-        return values, [view.content_scale[layer, at] for view, at in slices]
+        return self._arrays.content(layer, ids)
 
     # Changing.
 
     def reserve_ids(self, count: int) -> range:
-        """Ids for `count` parts, which must be committed in the order in which they were given."""
-        with self._lock:
-            start = max(self._state().last_id, self._last_reserved) + 1
-            self._last_reserved = start + count - 1
-            return range(start, start + count)
+        """Ids for `count` parts; commit them in the order in which they were reserved."""
+        return self._writing().reserve_ids(count)
 
     def commit(self, puts: Sequence[EncodedDocument] = (), deletes: Sequence[str] = ()) -> int:
         """Adds, replaces and removes documents, in one change that happens whole or not at all.
 
         Args:
-            puts: documents; one whose key is there replaces it. Their ids ascend, and are above
-                all that were ever committed.
+            puts: documents; one whose key is there replaces it. Their ids ascend, above all that
+                were ever committed.
             deletes: keys of documents.
 
         Returns:
             The version that this makes; with nothing to do, the present one.
 
         Raises:
-            StoreError: if the change cannot be made.
+            StoreError: if the documents do not fit, or the disk is full; nothing has changed then.
         """
-        with self._lock:
-            self._check_writable()
-            state = self._state()
-            if not puts and not deletes:
-                return state.version
-            check_commit(puts, deletes, state.last_id, self.layout)
-            gone = self._replaced(puts) + [self._entry(key) for key in deletes]
-            state = _after(state, puts, gone)
-            with self._appending():
-                blocks, tail = self._append(map(Run.of, puts), self._tail)
-                self._catalogue.add_blocks(blocks)
-                self._catalogue.add_documents(puts)
-                self._catalogue.remove(gone, state.version)
-                self._catalogue.add_commit(state)
-                # From here on the change may turn out to have happened, even if the last step
-                # fails: its bytes must stay.
-                self._tail = tail
-            return state.version
+        return self._writing().commit(puts, deletes)
 
-    @contextlib.contextmanager
-    def _appending(self) -> Iterator[None]:
-        try:
-            with self._catalogue.transaction():
-                yield
-        except BaseException:
-            self._segments.cut(self._tail)
-            raise
+    def compact(self, min_garbage: float = 0.25) -> int:
+        """Rewrites segments that are garbage in part, and deletes the texts of removed documents.
 
-    def _append(self, runs: Iterable[Run], tail: Tail) -> tuple[list[tuple[Block, Run]], Tail]:
-        """Writes chunks behind a tail, durably; the blocks and the new tail."""
-        blocks = []
-        for run in cut_into_blocks(runs, self.layout):
-            block, tail = self._segments.append(tail, run.chunks)
-            blocks.append((block, dataclasses.replace(run, chunks=None)))
-        self._segments.sync({block.segment for block, _ in blocks})
-        return blocks, tail
+        It may run in a thread beside `commit`, which waits for one segment at most. Nobody who
+        reads is disturbed.
 
-    def _replaced(self, puts: Sequence[EncodedDocument]) -> list[Entry]:
-        entries = (self._catalogue.find(put.document.id) for put in puts)
-        return [entry for entry in entries if entry is not None]
+        Args:
+            min_garbage: rewrite a segment if removed documents have more than this share of it.
 
-    def _entry(self, key: str) -> Entry:
-        entry = self._catalogue.find(key)
-        if entry is None:
-            raise StoreError(f"{self.path}: there is no document {key!r} to delete.")
-        return entry
+        Returns:
+            How many bytes smaller the segments are.
 
-    def _check_writable(self) -> None:
-        if self._write_lock is None:
-            raise StoreError(
-                f"{self.path}: the bank is not open for writing; open it with write=True."
-            )
+        Raises:
+            StoreError: if the disk is full or a block is damaged; earlier segments are done then.
+        """
+        return self._writing().compact(min_garbage)
 
-    # The table of parts, and the blocks that hold them.
+    # The whole.
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """How much there is, and how much of it is garbage."""
+        with self._lock, self._catalogue.snapshot():
+            usage = self._arrays.usage()
+            ends = self._catalogue.ends(self.layout)
+            blocks = len(self._catalogue.block_segments())
+        live = sum(live for _, live in usage.values()) * sum(self.layout.bytes_per_chunk())
+        return {
+            "segments": len(ends),
+            "blocks": blocks,
+            "bytes_live": live,
+            "bytes_garbage": sum(ends.values()) - live,
+            "bytes_catalogue": (self.path / "catalogue.sqlite").stat().st_size,
+        }
+
+    def verify(self, on_block: Callable[[int, int], None] | None = None) -> list[str]:
+        """Reads every byte of the bank.
+
+        Args:
+            on_block: called with the number of blocks that were read and that there are.
+
+        Returns:
+            What is wrong, in words; nothing if the bank is sound.
+        """
+        return verify(
+            self._catalogue, self._segments, self.layout, self._lock, on_block or (lambda *_: None)
+        )
+
+    def _writing(self) -> Writer:
+        if self._writer is None:
+            raise StoreError(f"{self.path}: open the bank with write=True to change it.")
+        return self._writer
 
     def _state(self) -> State:
         with self._lock:
             return self._catalogue.state()
-
-    def _table(self) -> PartTable:
-        with self._lock, self._catalogue.snapshot():
-            return self._refresh()[1]
-
-    def _refresh(self) -> tuple[State, PartTable]:
-        state, table, moved = self._live.refresh()
-        if moved:
-            # Let go of the files of compacted segments.
-            self._blocks.clear()
-            self._segments.forget(keep=self._catalogue.ends(self.layout))
-        return state, table
-
-    def _view(self, number: int) -> Chunks | None:
-        """The arrays of a block; None if it was compacted away."""
-        block = self._blocks.get(number) or self._catalogue.block(number)
-        if block is None:
-            return None
-        self._blocks[number] = block
-        return self._segments.read(block)
-
-    def _by_block(
-        self, ids: Int[np.ndarray, " n"], rows: Int[np.ndarray, " m"]
-    ) -> list[tuple[int, Int[np.ndarray, " r"], slice | Int[np.ndarray, " c"]]]:
-        """Blocks that hold these rows of `ids`: number, rows, and chunks within the block."""
-        table = self._table()
-        found = table.find(ids[rows])
-        rows, table = rows[found >= 0], table[found[found >= 0]]
-        order = np.lexsort((table.first_chunk, table.block))
-        rows, table = rows[order], table[order]
-        cuts = np.flatnonzero(np.diff(table.block)) + 1
-        groups = []
-        for at in np.split(np.arange(len(rows)), cuts):
-            if len(at):
-                chunks = _as_slice(spans(table.first_chunk[at], table.chunks[at]))
-                groups.append((int(table.block[at[0]]), rows[at], chunks))
-        return groups
-
-    def _places(self, ids: Sequence[int]) -> tuple[list[tuple[int, int, int]], dict[int, Chunks]]:
-        """Block, first chunk and number of chunks of each part; and the blocks' arrays."""
-        table = self._table()
-        rows = table.find(np.asarray(ids, np.int64))
-        if (rows < 0).any():
-            missing = np.asarray(ids)[rows < 0][0]
-            raise StoreError(f"{self.path}: there is no part {missing}, or no longer.")
-        table = table[rows]
-        columns = (table.block, table.first_chunk, table.chunks)
-        places = list(zip(*(column.tolist() for column in columns), strict=True))
-        views = {number: self._view(number) for number, _, _ in places}
-        # A block that was compacted away since is elsewhere now.
-        return self._places(ids) if None in views.values() else (places, views)
-
-    # Opening.
-
-    def _recover(self) -> Tail:
-        """Cuts off what a killed writer has left, and finds the end of the last segment."""
-        ends = self._catalogue.ends(self.layout)
-        self._segments.trim(ends)
-        last = self._catalogue.last_segment()
-        return Tail(last, ends[last]) if last in ends else Tail(last + 1, 0)
 
     def _check_sizes(self) -> None:
         problems = self._segments.short(self._catalogue.ends(self.layout))
@@ -457,25 +369,6 @@ class Store:
         problems = problems and self._segments.short(self._catalogue.ends(self.layout))
         for problem in problems:
             raise StoreError(f"{problem}; restore the bank from a copy.")
-
-
-def _after(state: State, puts: Sequence[EncodedDocument], gone: Sequence[Entry]) -> State:
-    parts = [part for put in puts for part in put.parts]
-    return State(
-        version=state.version + 1,
-        last_id=parts[-1].id if parts else state.last_id,
-        documents=state.documents + len(puts) - len(gone),
-        parts=state.parts + len(parts) - sum(x.parts for x in gone),
-        chunks=state.chunks + sum(x.chunks for x in parts) - sum(x.chunks for x in gone),
-        tokens=state.tokens + sum(x.tokens for x in parts) - sum(x.tokens for x in gone),
-    )
-
-
-def _as_slice(numbers: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
-    """A slice where that says the same: taking it copies nothing."""
-    if (np.diff(numbers) == 1).all():
-        return slice(int(numbers[0]), int(numbers[-1]) + 1)
-    return numbers
 
 
 def _make_directories(path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Small banks: documents whose arrays follow from their key and text, so that any can be checked."""
+"""Small banks, whose arrays follow from keys and texts, so that any can be checked."""
 
 from __future__ import annotations
 
