@@ -118,7 +118,7 @@ class Session:
         lengths[: len(tokens)] = [len(own) for own in tokens]
         if not lengths.any():
             return
-        block = np.zeros((len(lengths), _rounded_up(lengths.max(), smallest=4)), np.int32)
+        block = np.zeros((len(lengths), _coarsely(lengths.max())), np.int32)
         for row, own in zip(block, tokens, strict=False):
             row[: len(own)] = own
         self._reserve(block.shape[1])
@@ -133,7 +133,7 @@ class Session:
         widest = max((len(own) for own in allowed if own is not None), default=0)
         if not widest:
             return [None] * len(allowed)
-        shape = (len(self._going), _rounded_up(widest, smallest=16))
+        shape = (len(self._going), _coarsely(widest))
         candidates = np.full(shape, _NOTHING, np.int32)
         for row, own in zip(candidates, allowed, strict=False):
             if own is not None:
@@ -383,3 +383,11 @@ def _rounded_up(count: int, smallest: int = 32) -> int:
     power = max(smallest, 1 << (int(count) - 1).bit_length())
     less = power * 3 // 4
     return less if less >= max(count, smallest) else power
+
+
+def _coarsely(count: int) -> int:
+    """The next power of four: the size of what is small, so that little is compiled."""
+    size = 4
+    while size < count:
+        size *= 4
+    return size

@@ -47,7 +47,8 @@ class NameTable:
             ConfigError: if a name begins with another name, so that a reader cannot tell where it
                 ends.
         """
-        fresh = np.setdiff1d(np.fromiter(ids, np.int64), self.ids)
+        fresh = np.unique(np.fromiter(ids, np.int64))
+        fresh = fresh[np.isin(fresh, self.ids, invert=True)]
         if not len(fresh):
             return
         names = _as_columns(self._builder.names(fresh.tolist()))

@@ -77,7 +77,7 @@ class Sampler:
                 these are equal, whatever else is in the batch.
         """
         return Sampler(
-            keys=_streams(config.seed, np.asarray(row_seeds, np.uint32)),
+            keys=_streams(np.uint32(config.seed), np.asarray(row_seeds, np.uint32)),
             temperature=np.float32(config.temperature),
             top_p=np.float32(config.top_p),
             greedy=config.temperature == 0,

@@ -1,0 +1,368 @@
+"""Memory Interleave: name documents, read their originals, route again, and in the end answer.
+
+One round of a question is a prefill that routes, and then either names of documents, whose
+originals are in the next round's prompt, or `stop` and the answer. Every question of a batch takes
+as many rounds as it needs. The conversations are those of training (`data.examples`).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from msa_jax.config import ConfigError
+from msa_jax.core.segments import TokenBlock
+from msa_jax.data.examples import Source, retrievals, token_block
+from msa_jax.data.templates import Piece, PromptBuilder
+from msa_jax.engine.generate import Generator, Session
+from msa_jax.engine.names import NameTable, Speller
+from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.engine.streaming import TextStream
+from msa_jax.modules.state import Memory
+from msa_jax.typing import Float, Int
+
+CONSTRAINTS = ("routed", "existing")
+# Cache slots that naming a document takes at most, when tokens are added a few at a time.
+_SLOTS_PER_NAME = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class InterleaveConfig:
+    """How much to read before the answer.
+
+    Attributes:
+        max_rounds: retrievals; 0 answers from the pooled memory at once.
+        max_documents_per_round: documents that one retrieval may name.
+        max_documents: originals in a conversation.
+        max_original_tokens: of all originals together; the longest are cut until they fit.
+        constrain: documents that may be named: "routed", those that some layer chose in this
+            round, or "existing", all.
+    """
+
+    max_rounds: int = 3
+    max_documents_per_round: int = 8
+    max_documents: int = 16
+    max_original_tokens: int = 4096
+    constrain: str = "routed"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self)[:-1]:
+            value, least = getattr(self, field.name), 0 if field.name == "max_rounds" else 1
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(
+                    f"{field.name} must be a whole number from {least} on, not {value!r}."
+                )
+        if self.constrain not in CONSTRAINTS:
+            raise ConfigError(
+                f"constrain must be one of {', '.join(CONSTRAINTS)}, not {self.constrain!r}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One prefill of a conversation, and what was named after it.
+
+    Attributes:
+        slots: documents that each router layer chose, best first, as memory numbers them; -1
+            where there are fewer.
+        ids: their ids; -1 likewise.
+        scores: their scores; -inf likewise.
+        named: ids that the model named, in its order; none in the round of the answer.
+    """
+
+    slots: Int[np.ndarray, "L k"]
+    ids: Int[np.ndarray, "L k"]
+    scores: Float[np.ndarray, "L k"]
+    named: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """What came of a question.
+
+    Attributes:
+        question: as it was asked.
+        answer: without white space around it.
+        finished: "end" if the model ended the answer, "stop" if a stop text did, "length" if it
+            was cut.
+        documents: ids of the originals that the answer rests on, in the order they were read.
+        rounds: in order; the last is that of the answer.
+        answer_tokens: tokens of the answer, its end included.
+        seconds: by stage, "prefill", "naming", "originals" and "answer"; each stage is of all
+            questions in the batch at that time.
+    """
+
+    question: str
+    answer: str
+    finished: str
+    documents: tuple[int, ...]
+    rounds: tuple[Round, ...]
+    answer_tokens: int
+    seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """The documents of a memory, as one moment has them.
+
+    Attributes:
+        memory: one group of encoded documents; None if there are none. A `doc_mask` has a row for
+            each question, or one for all.
+        ids_of: ids of these memory slots.
+        originals: text tokens of the documents with these ids.
+        names: documents that may be named, for `constrain="existing"`.
+    """
+
+    memory: Memory | None
+    ids_of: Callable[[Int[np.ndarray, " n"]], Int[np.ndarray, " n"]]
+    originals: Callable[[Sequence[int]], Sequence[np.ndarray]]
+    names: NameTable | None = None
+
+
+def interleave(
+    generator: Generator,
+    builder: PromptBuilder,
+    library: Library,
+    questions: Sequence[str],
+    config: InterleaveConfig,
+    sampling: SamplingConfig,
+    search_docs: int = 0,
+    on_text: Callable[[int, str], None] = lambda question, text: None,
+) -> list[Conversation]:
+    """Answers questions over a memory, reading as many originals as each of them needs.
+
+    Args:
+        generator: the model.
+        builder: encoder of the template.
+        library: the documents.
+        questions: asked together.
+        config: how much to read.
+        sampling: how names and answers are drawn. A question draws the same whatever is asked
+            with it; one that is asked twice at once draws twice.
+        search_docs: documents to list per router layer if more than `top_k_docs`.
+        on_text: called with the index of a question and the next text of its answer.
+
+    Returns:
+        A conversation for each question.
+
+    Raises:
+        ConfigError: if `constrain="existing"` and the library has no names.
+    """
+    if config.constrain == "existing" and library.names is None:
+        raise ConfigError('constrain="existing" needs library.names, a table of all documents.')
+    loop = _Loop(generator, builder, library, config, sampling, search_docs, on_text)
+    repeated = collections.Counter()
+    asked = []
+    for index, question in enumerate(questions):
+        closing = config.max_rounds == 0
+        asked.append(_Asked(index, question, repeated[question], closing))
+        repeated[question] += 1
+    waiting = asked
+    while waiting:
+        loop.run_round(waiting)
+        waiting = [one for one in waiting if not one.finished]
+    return [one.conversation() for one in asked]
+
+
+@dataclasses.dataclass
+class _Asked:
+    """A question on its way.
+
+    Attributes:
+        repetition: how often the same question comes before it in the batch.
+        closing: whether its next round is that of the answer.
+        hops: documents that were read, by round.
+    """
+
+    index: int
+    question: str
+    repetition: int
+    closing: bool
+    hops: list[list[Source]] = dataclasses.field(default_factory=list)
+    rounds: list[Round] = dataclasses.field(default_factory=list)
+    answer: str = ""
+    answer_tokens: int = 0
+    finished: str = ""
+    seconds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    @property
+    def documents(self) -> tuple[int, ...]:
+        return tuple(source.doc_id for hop in self.hops for source in hop)
+
+    @property
+    def seed(self) -> int:
+        """Of the draws in its next round."""
+        return zlib.crc32(repr((self.question, self.repetition, len(self.rounds))).encode())
+
+    def conversation(self) -> Conversation:
+        return Conversation(
+            self.question,
+            self.answer,
+            self.finished,
+            self.documents,
+            tuple(self.rounds),
+            self.answer_tokens,
+            dict(self.seconds),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """What rounds have in common; see `interleave`."""
+
+    generator: Generator
+    builder: PromptBuilder
+    library: Library
+    config: InterleaveConfig
+    sampling: SamplingConfig
+    search_docs: int
+    on_text: Callable[[int, str], None]
+
+    def run_round(self, asked: Sequence[_Asked]) -> None:
+        """Prefills all; those that want documents get them, the others answer."""
+        with _timed("prefill", asked):
+            session = self._start(asked)
+            routed = self._routed(session, len(asked))
+        with _timed("naming", asked):
+            named = self._name(session, asked, [ids for _, ids, _ in routed])
+        for one, routing, ids in zip(asked, routed, named, strict=True):
+            one.rounds.append(Round(*routing, named=ids))
+        readers = [one for one in asked if one.rounds[-1].named]
+        with _timed("originals", readers):
+            self._read(readers)
+        answering = [row for row, one in enumerate(asked) if not one.rounds[-1].named]
+        with _timed("answer", [asked[row] for row in answering]):
+            self._answer(session, asked, answering)
+
+    def _start(self, asked: Sequence[_Asked]) -> Session:
+        closing = max(len(_tokens(self.builder.closing(one.question))) for one in asked)
+        room = self.sampling.max_tokens
+        if not all(one.closing for one in asked):
+            room += closing + _SLOTS_PER_NAME * self.config.max_documents_per_round
+        return self.generator.start(
+            [self._prompt(one) for one in asked],
+            _of_rows(self.library.memory, [one.index for one in asked]),
+            room,
+            self.sampling,
+            [one.seed for one in asked],
+            self.search_docs,
+        )
+
+    def _prompt(self, one: _Asked) -> TokenBlock:
+        budget = self.config.max_original_tokens
+        pieces = retrievals(self.builder, one.question, one.hops, budget)
+        if one.closing:
+            pieces += self.builder.closing(one.question)
+        return token_block(self.builder, pieces)
+
+    def _routed(
+        self, session: Session, count: int
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Slots, ids and scores `[L, k]` of each question."""
+        if session.routing is None:
+            nothing = np.zeros((0, 0), np.int32)
+            return [(nothing, nothing, nothing.astype(np.float32))] * count
+        slots = session.routing.top_docs
+        ids = np.full(slots.shape, -1, np.int64)
+        ids[slots >= 0] = self.library.ids_of(slots[slots >= 0])
+        scores = session.routing.top_scores
+        return [(slots[:, row], ids[:, row], scores[:, row]) for row in range(count)]
+
+    def _name(
+        self, session: Session, asked: Sequence[_Asked], routed: Sequence[np.ndarray]
+    ) -> list[tuple[int, ...]]:
+        """Ids that each question names, none if it is ready for its answer."""
+        rows = [row for row, one in enumerate(asked) if not one.closing]
+        spellers = {row: self._speller(asked[row], routed[row]) for row in rows}
+        # Tokens that are certain but not in the cache yet; most have no alternative and go there
+        # several at a time.
+        ahead = {row: speller.follow() for row, speller in spellers.items()}
+        while going := [row for row in rows if not spellers[row].finished]:
+            session.extend([ahead[row] if row in going else [] for row in range(len(asked))])
+            allowed = {row: spellers[row].allowed() for row in going}
+            chosen = session.choose([allowed.get(row) for row in range(len(asked))])
+            for row in going:
+                spellers[row].advance(chosen[row])
+                ahead[row] = [chosen[row], *spellers[row].follow()]
+        for row in rows:
+            # Who named documents is prefilled anew; the others go on from `stop`.
+            after_stop = _tokens(self.builder.closing(asked[row].question)[1:])
+            ahead[row] = [] if spellers[row].named else [*ahead[row], *after_stop]
+        session.extend([ahead.get(row, []) for row in range(len(asked))])
+        return [tuple(spellers[row].named) if row in spellers else () for row in range(len(asked))]
+
+    def _speller(self, one: _Asked, routed: np.ndarray) -> Speller:
+        table = self.library.names
+        if self.config.constrain == "routed":
+            table = NameTable(self.builder, np.unique(routed[routed >= 0]))
+        max_names = min(
+            self.config.max_documents_per_round, self.config.max_documents - len(one.documents)
+        )
+        end, stop = self.builder.retrieved([]), self.builder.stop()
+        return Speller(table, end.tokens.tolist(), stop.tokens.tolist(), max_names)
+
+    def _read(self, readers: Sequence[_Asked]) -> None:
+        """Adds the originals that were named and are not there yet."""
+        fresh = [
+            [doc_id for doc_id in one.rounds[-1].named if doc_id not in one.documents]
+            for one in readers
+        ]
+        wanted = list(dict.fromkeys(doc_id for ids in fresh for doc_id in ids))
+        texts = dict(zip(wanted, self.library.originals(wanted), strict=True)) if wanted else {}
+        for one, ids in zip(readers, fresh, strict=True):
+            if ids:
+                one.hops.append([Source(doc_id, texts[doc_id]) for doc_id in ids])
+            one.closing = (
+                not ids
+                or len(one.rounds) >= self.config.max_rounds
+                or len(one.documents) >= self.config.max_documents
+            )
+
+    def _answer(self, session: Session, asked: Sequence[_Asked], rows: Sequence[int]) -> None:
+        end = self.builder.answer_end
+        stops = [*self.sampling.stop, *([end] if end else [])]
+        streams = {row: TextStream(self.builder.tokenizer, stops) for row in rows}
+        ends = [self.builder.tokenizer.encode_template(end).tolist()] if end else []
+        for block in session.decode(self.sampling.max_tokens, ends, rows) if rows else ():
+            for row, stream in streams.items():
+                asked[row].answer_tokens += len(block[row])
+                self._say(asked[row], stream.push(block[row]))
+                if stream.stopped_by is not None:
+                    session.finish(row)
+        for row, stream in streams.items():
+            self._say(asked[row], stream.close())
+            how = {None: "length", end: "end"}
+            asked[row].finished = how.get(stream.stopped_by, "stop")
+
+    def _say(self, one: _Asked, text: str) -> None:
+        if text:
+            one.answer += text
+            self.on_text(one.index, text)
+
+
+def _of_rows(memory: Memory | None, rows: Sequence[int]) -> Memory | None:
+    """The memory with the rows of its `doc_mask` that belong to these questions."""
+    mask = None if memory is None else memory.index.doc_mask
+    if mask is None or mask.shape[1] == 1:
+        return memory
+    index = dataclasses.replace(memory.index, doc_mask=mask[:, np.array(rows)])
+    return Memory(memory.layers, index)
+
+
+def _tokens(pieces: Sequence[Piece]) -> list[int]:
+    return [token for piece in pieces for token in piece.tokens.tolist()]
+
+
+@contextlib.contextmanager
+def _timed(stage: str, asked: Sequence[_Asked]) -> Iterator[None]:
+    """Adds the seconds that pass to a stage of these questions."""
+    start = time.perf_counter()
+    yield
+    for one in asked:
+        one.seconds[stage] += time.perf_counter() - start

@@ -1,0 +1,260 @@
+"""The protocol of rounds: a scripted model, of which every question follows its own script."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from msa_jax.config import ConfigError, MemoryConfig
+from msa_jax.core.segments import PADDING
+from msa_jax.data.examples import Source, build_example
+from msa_jax.data.records import Question
+from msa_jax.data.templates import TEMPLATES, PromptBuilder
+from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.interleave import InterleaveConfig, Library, interleave
+from msa_jax.engine.names import NameTable
+from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.modules.state import Routing
+
+TOKENIZER = Tokenizer.load("docs-4k")
+HEAD_LEN = len(TOKENIZER.encode_template(TEMPLATES["plain"].head))
+BUILDER = PromptBuilder(TEMPLATES["plain"], TOKENIZER, MemoryConfig(head_len=HEAD_LEN))
+# Slot s of the memory holds document IDS[s].
+IDS = np.array([41, 7, 12, 120, 9])
+ALL_SLOTS = range(len(IDS))
+DEFAULT, GREEDY = InterleaveConfig(), SamplingConfig()
+TEXTS = {41: " amber river", 7: " stone", 12: " cloud " * 30, 120: " harbor", 9: " meadow"}
+
+
+def original(doc_id):
+    return TOKENIZER.encode(TEXTS[doc_id])
+
+
+class Scripted:
+    """A generator whose model names documents, stops and answers as it is told.
+
+    `scripts` has, for each question, the documents to name in each round (none to stop) and the
+    answer.
+    """
+
+    def __init__(self, scripts, routed=ALL_SLOTS):
+        self.scripts = scripts
+        self.routed = np.array(routed)
+        self.sessions = []
+        self.originals_read = []
+
+    def start(self, prompts, memory, room, sampling, row_seeds, search_docs):
+        session = ScriptedSession(self, prompts)
+        self.sessions.append(session)
+        return session
+
+    def script_of(self, prompt):
+        text = TOKENIZER.decode(prompt.tokens)
+        return next(script for asked, script in self.scripts.items() if asked in text)
+
+
+class ScriptedSession:
+    def __init__(self, generator, prompts):
+        self.prompts = prompts
+        self.scripts = [generator.script_of(prompt) for prompt in prompts]
+        self.written = [[] for _ in prompts]
+        self.finished = set()
+        slots = np.broadcast_to(generator.routed, (2, len(prompts), len(generator.routed)))
+        self.routing = Routing(np.zeros(slots.shape, np.float32), slots)
+
+    def extend(self, tokens):
+        for own, more in zip(self.written, tokens, strict=True):
+            own += [int(token) for token in more]
+
+    def choose(self, allowed):
+        return [None if own is None else self._next(row, own) for row, own in enumerate(allowed)]
+
+    def _next(self, row, allowed):
+        names, _ = self.scripts[row]
+        done = TOKENIZER.decode(self.prompts[row].tokens).count("<|object_ref_end|>") // 2
+        wanted = BUILDER.retrieved(names[done]) if done < len(names) else BUILDER.stop()
+        token = int(wanted.tokens[len(self.written[row])])
+        assert token in allowed
+        return token
+
+    def decode(self, max_tokens, ends, rows):
+        answers = {row: BUILDER.answer(self.scripts[row][1]).tokens[:max_tokens] for row in rows}
+        for start in range(0, max_tokens, 3):
+            block = [answers.get(row, [])[start : start + 3] for row in range(len(self.prompts))]
+            block = [[] if row in self.finished else own for row, own in enumerate(block)]
+            self.extend(block)
+            if any(len(own) for own in block):
+                yield [np.array(own, np.int32) for own in block]
+
+    def finish(self, row):
+        self.finished.add(row)
+
+
+def ask(scripts, config=DEFAULT, sampling=GREEDY, **changes):
+    """Runs all scripts together; also returns the generator."""
+    generator = changes.pop("generator", None) or Scripted(scripts)
+
+    def originals(ids):
+        generator.originals_read.append(list(ids))
+        return [original(doc_id) for doc_id in ids]
+
+    library = Library(None, lambda slots: IDS[slots], originals, **changes)
+    said = []
+    answers = interleave(
+        generator, BUILDER, library, list(scripts), config, sampling,
+        on_text=lambda index, text: said.append((index, text)),
+    )  # fmt: skip
+    for index, answer in enumerate(answers):
+        assert "".join(text for at, text in said if at == index) == answer.answer
+    return answers, generator
+
+
+def rounds_of(conversation):
+    return [one.named for one in conversation.rounds]
+
+
+SCRIPTS = {
+    "Which river?": ([[41, 7], [9]], "amber 河"),
+    "Which harbor?": ([[120]], "far away"),
+    "Nothing to read?": ([], "no"),
+}
+
+
+def test_every_question_reads_as_often_as_it_needs():
+    answers, generator = ask(SCRIPTS)
+    assert [len(session.prompts) for session in generator.sessions] == [3, 2, 1]
+    assert [rounds_of(one) for one in answers] == [[(41, 7), (9,), ()], [(120,), ()], [()]]
+    assert [one.documents for one in answers] == [(41, 7, 9), (120,), ()]
+    assert [one.answer for one in answers] == ["amber 河", "far away", "no"]
+    assert [one.finished for one in answers] == ["end"] * 3
+    assert generator.originals_read == [[41, 7, 120], [9]]
+    assert set(answers[0].seconds) == {"prefill", "naming", "originals", "answer"}
+
+
+@pytest.mark.parametrize("question", SCRIPTS)
+def test_tokens_are_those_of_training(question):
+    """Prompt of each round, and all tokens up to the answer's end, with roles and positions."""
+    _, generator = ask(SCRIPTS)
+    names, answer = SCRIPTS[question]
+    hops = [[Source(doc_id, original(doc_id)) for doc_id in hop] for hop in names]
+    record = Question("q", question, (answer,), ())
+    for step in [*range(len(names)), None]:
+        example = build_example(BUILDER, record, hops, step, 1000).active
+        total = int((example.doc_ids != PADDING).sum())
+        session = generator.sessions[len(names) if step is None else step]
+        row = [question in TOKENIZER.decode(p.tokens) for p in session.prompts].index(True)
+        prompt = session.prompts[row]
+        own = slice(len(prompt.tokens))
+        for field in ("tokens", "doc_ids", "segment_pos"):
+            np.testing.assert_array_equal(getattr(prompt, field), getattr(example, field)[own])
+        rest = example.tokens[len(prompt.tokens) : total].tolist()
+        # The end of a name that has no alternative is known without writing it.
+        assert session.written[row] == rest[: len(session.written[row])]
+        assert step is not None or session.written[row] == rest
+
+
+def test_without_rounds_the_answer_comes_at_once():
+    answers, generator = ask(SCRIPTS, InterleaveConfig(max_rounds=0))
+    (session,) = generator.sessions
+    assert [rounds_of(one) for one in answers] == [[()]] * 3
+    assert [one.answer for one in answers] == [script[1] for script in SCRIPTS.values()]
+    for prompt, question in zip(session.prompts, SCRIPTS, strict=True):
+        expected = [*BUILDER.prompt(question), *BUILDER.closing(question)]
+        np.testing.assert_array_equal(
+            prompt.tokens, np.concatenate([piece.tokens for piece in expected])
+        )
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"max_rounds": 1}, [(41, 7, 120), ()]),
+        ({"max_documents": 3}, [(41, 7, 120), ()]),
+        ({"max_documents": 4}, [(41, 7, 120), (9,), ()]),
+    ],
+)
+def test_budgets_end_the_reading(budget, expected):
+    scripts = {"All of it?": ([[41, 7, 120], [9], [12]], "x")}
+    if "max_documents" not in budget:
+        scripts["Stopped?"] = ([], "y")
+    answers, _ = ask(scripts, InterleaveConfig(**budget))
+    assert rounds_of(answers[0]) == expected
+    assert answers[0].answer == "x" and answers[0].finished == "end"
+
+
+def test_a_round_has_at_most_so_many_names():
+    """The script would go on, but the end is all that is left, which nobody asks the model."""
+    scripts = {"All of it?": ([[41, 7, 120], [9]], "x")}
+    answers, _ = ask(scripts, InterleaveConfig(max_documents_per_round=2))
+    assert rounds_of(answers[0]) == [(41, 7), (9,), ()]
+
+
+def test_a_document_is_read_once_and_a_round_without_a_new_one_is_the_last():
+    answers, generator = ask({"Again?": ([[41], [7, 41], [41, 7], [9]], "x")}, InterleaveConfig(9))
+    assert rounds_of(answers[0]) == [(41,), (7, 41), (41, 7), ()]
+    assert answers[0].documents == (41, 7)
+    assert generator.originals_read == [[41], [7]]
+    last = TOKENIZER.decode(generator.sessions[-1].prompts[0].tokens)
+    assert last.count("[41].") == last.count("[7].") == 1
+
+
+def test_originals_share_their_budget():
+    scripts = {"All of it?": ([[12, 41], [7]], "x")}
+    _, generator = ask(scripts, InterleaveConfig(max_original_tokens=20))
+    shown = TOKENIZER.decode(generator.sessions[-1].prompts[0].tokens)
+    assert TEXTS[41] in shown and TEXTS[7] in shown and TEXTS[12] not in shown
+    assert " cloud" in shown
+
+
+def test_only_what_was_routed_to_can_be_named():
+    scripts = {"Which?": ([[12, 41]], "x")}
+    generator = Scripted(scripts, routed=[0, -1, 2])
+    answers, _ = ask(scripts, generator=generator)
+    first = answers[0].rounds[0]
+    assert first.ids.tolist() == [[41, -1, 12]] * 2 and first.slots.tolist() == [[0, -1, 2]] * 2
+    # All of them are named: nothing but the end may follow.
+    assert first.named == (12, 41)
+    with pytest.raises(AssertionError):
+        ask({"Which?": ([[7]], "x")}, generator=Scripted({"Which?": ([[7]], "x")}, [0, 2]))
+
+
+def test_any_document_that_exists_can_be_named():
+    scripts = {"Which?": ([[7]], "x")}
+    table = NameTable(BUILDER, IDS.tolist())
+    config = InterleaveConfig(constrain="existing")
+    answers, _ = ask(scripts, config, generator=Scripted(scripts, [0, 2]), names=table)
+    assert answers[0].documents == (7,)
+    with pytest.raises(ConfigError, match=r"needs library\.names"):
+        ask(scripts, config)
+
+
+def test_with_nothing_routed_to_the_model_stops():
+    answers, _ = ask({"Which?": ([], "x")}, generator=Scripted({"Which?": ([], "x")}, [-1, -1]))
+    assert rounds_of(answers[0]) == [()] and answers[0].answer == "x"
+
+
+def test_a_stop_text_or_the_length_ends_an_answer():
+    sampling = SamplingConfig(max_tokens=40, stop=("stone",))
+    answers, generator = ask(
+        {"One?": ([], "the amber stone falls"), "Two?": ([], "river " * 100)}, sampling=sampling
+    )
+    assert (answers[0].answer, answers[0].finished) == ("the amber", "stop")
+    assert answers[1].finished == "length" and answers[1].answer_tokens == 40
+    assert 0 in generator.sessions[0].finished
+
+
+def test_no_questions_give_no_answers():
+    assert ask({})[0] == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_rounds", -1, "max_rounds must be a whole number from 0 on"),
+        ("max_documents", 0, "max_documents must be a whole number from 1 on"),
+        ("constrain", "any", "constrain must be one of routed, existing"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        InterleaveConfig(**{field: value})
