@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +19,21 @@ from msa_jax.memory.live import LiveParts
 from msa_jax.memory.parts import PartTable, StoreError, spans
 from msa_jax.memory.segments import Block, Segments
 from msa_jax.typing import Int
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Found:
+    """A block, its bytes, and what is wanted of it: which rows of a table, which chunks."""
+
+    rows: Int[np.ndarray, " m"]
+    at: slice | Int[np.ndarray, " n"]
+    block: Block
+    data: memoryview
 
 
 class Arrays:
@@ -78,24 +97,19 @@ class Arrays:
         self, parts: PartTable, content: bool
     ) -> Iterator[tuple[Int[np.ndarray, " m"], Chunks]]:
         """See `Store.read`."""
-        groups = self._by_block(parts.ids, np.arange(len(parts)))
-        while groups:
-            number, rows, chunks = groups[0]
-            with self._lock:
-                found = self._find(number)
-            if found is None:
-                # Compacted away since: see where what is left to read has gone.
-                rows = np.concatenate([group[1] for group in groups])
-                groups = self._by_block(parts.ids, rows)
-                continue
-            damage = self._segments.damage(*found, content)
+
+        def checked(found: _Found) -> tuple[Int[np.ndarray, " m"], Chunks]:
+            damage = self._segments.damage(found.block, found.data, content)
             if damage:
                 raise StoreError(f"{damage}; restore the bank from a copy.")
-            whole = self._segments.chunks(*found)
+            chunks = self._segments.chunks(found.block, found.data)
             if not content:
-                whole = dataclasses.replace(whole, content=None, content_scale=None)
-            yield rows, whole[chunks]
-            groups = groups[1:]
+                chunks = dataclasses.replace(chunks, content=None, content_scale=None)
+            return found.rows, chunks[found.at]
+
+        # One thread computes checksums slower than a disk reads.
+        with futures.ThreadPoolExecutor(_THREADS) as pool:
+            yield from _map_ahead(pool, checked, self._found(parts.ids))
 
     def content(
         self, layer: int, ids: Sequence[int]
@@ -109,6 +123,20 @@ class Arrays:
         if "content_scale" not in self._layout.fields(0):
             return values, None
         return values, [view.content_scale[layer, at] for view, at in slices]
+
+    def _found(self, ids: Int[np.ndarray, " n"]) -> Iterator[_Found]:
+        """The blocks that hold these parts."""
+        groups = self._by_block(ids, np.arange(len(ids)))
+        while groups:
+            number, rows, at = groups[0]
+            with self._lock:
+                found = self._find(number)
+            if found is None:
+                # Compacted away since: see where what is left to read has gone.
+                groups = self._by_block(ids, np.concatenate([group[1] for group in groups]))
+            else:
+                yield _Found(rows, at, *found)
+                groups = groups[1:]
 
     def _find(self, number: int) -> tuple[Block, memoryview] | None:
         """A block and its bytes; None if it was compacted away."""
@@ -134,15 +162,14 @@ class Arrays:
         rows, table = rows[found >= 0], table[found[found >= 0]]
         order = np.lexsort((table.first_chunk, table.block))
         rows, table = rows[order], table[order]
-        cuts = np.flatnonzero(np.diff(table.block)) + 1
+        cuts = np.flatnonzero(np.diff(table.block, prepend=-1, append=-1))
         return [
             (
-                int(table.block[at[0]]),
-                rows[at],
-                _as_slice(spans(table.first_chunk[at], table.chunks[at])),
+                int(table.block[start]),
+                rows[start:stop],
+                _as_slice(spans(table.first_chunk[start:stop], table.chunks[start:stop])),
             )
-            for at in np.split(np.arange(len(rows)), cuts)
-            if len(at)
+            for start, stop in itertools.pairwise(cuts.tolist())
         ]
 
     def _places(
@@ -167,3 +194,16 @@ def _as_slice(numbers: Int[np.ndarray, " n"]) -> slice | Int[np.ndarray, " n"]:
     if (np.diff(numbers) == 1).all():
         return slice(int(numbers[0]), int(numbers[-1]) + 1)
     return numbers
+
+
+def _map_ahead(
+    pool: futures.ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T]
+) -> Iterator[U]:
+    """Results in order, with as many under way as there are threads."""
+    waiting: deque[futures.Future[U]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > _THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -127,7 +127,9 @@ class Catalogue:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """What is read inside belongs to one version; part of a transaction if there is one."""
-        if self._connection.in_transaction:
+        with _clear(self.path):
+            nested = self._connection.in_transaction
+        if nested:
             yield
             return
         self.rows("BEGIN")
@@ -299,7 +301,9 @@ class Catalogue:
 
     def shrink(self) -> None:
         """Gives free pages back, outside a transaction, and empties the log."""
-        self.rows("PRAGMA incremental_vacuum")
+        with _clear(self.path):
+            # A pragma that returns no rows does one step in `execute`, and all in a script.
+            self._connection.executescript("PRAGMA incremental_vacuum")
         self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # SQL.
@@ -362,16 +366,30 @@ def checksum(*values: Any) -> int:
 
 def metadata_json(document: Document) -> str:
     """Metadata as text; equal for equal metadata."""
-    return json.dumps(dict(document.metadata), sort_keys=True, allow_nan=False)
+    try:
+        return json.dumps(dict(document.metadata), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StoreError(
+            f"document {document.id!r}: metadata must be what JSON can say ({error})."
+        ) from None
 
 
 def digest(document: Document) -> bytes:
     """A fingerprint of all that a document says."""
     hashed = hashlib.blake2b(digest_size=16)
-    for text in (document.title, document.text, metadata_json(document)):
-        data = text.encode()
+    for text in (document.id, document.title, document.text, metadata_json(document)):
+        data = _utf8(document, text)
         hashed.update(struct.pack("<q", len(data)) + data)
     return hashed.digest()
+
+
+def _utf8(document: Document, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise StoreError(
+            f"document {document.id!r} holds an unpaired surrogate (\\ud800); remove it."
+        ) from None
 
 
 def _sealed(*values: Any) -> tuple:
@@ -438,6 +456,4 @@ def _clear(path: pathlib.Path) -> Iterator[None]:
         advice = next((text for key, text in _ADVICE.items() if name.startswith(key)), "")
         raise StoreError(f"{path}: {advice or 'it cannot be used'} ({error}).") from error
     except UnicodeEncodeError as error:
-        raise StoreError(
-            f"{path}: {error.object!r} holds an unpaired surrogate (\\ud800); remove it."
-        ) from None
+        raise StoreError(f"{path}: {error.object!r} is no key, as it is not Unicode.") from None

@@ -10,7 +10,7 @@ import os
 import pathlib
 import threading
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -167,11 +167,12 @@ class Segments:
         block = Block(tail.segment, tail.offset, len(chunks), keys_crc, content_crc)
         return block, Tail(tail.segment, tail.offset + sections.size)
 
-    def sync(self, segments: Collection[int]) -> None:
-        """Waits until the bytes of these segments, and their names, are on disk."""
-        for segment in segments:
+    def sync(self, blocks: Sequence[Block]) -> None:
+        """Waits until blocks that were appended are on disk."""
+        for segment in {block.segment for block in blocks}:
             sync_file(self.path(segment))
-        sync_file(self._directory)
+        if any(block.start == 0 for block in blocks):
+            sync_file(self._directory)
 
     def cut(self, tail: Tail) -> None:
         """Gives back what an append that failed has written behind the tail."""

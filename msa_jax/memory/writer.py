@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from msa_jax.memory.arrays import Arrays
@@ -34,6 +35,7 @@ class Writer:
         self._arrays = arrays
         self._lock = lock
         self._write_lock = write_lock
+        self._compacting = threading.Lock()
         self._last_reserved = 0
         # Cut off what a killed writer has left.
         ends = catalogue.ends(layout)
@@ -71,18 +73,25 @@ class Writer:
 
     def compact(self, min_garbage: float) -> int:
         """See `Store.compact`."""
-        with self._lock:
-            with self._catalogue.transaction():
-                self._catalogue.purge()
-            usage = self._arrays.usage()
-            before = sum(self._catalogue.ends(self._layout).values())
-        for segment, (chunks, live) in usage.items():
-            if chunks - live > min_garbage * chunks:
-                with self._lock:
-                    self._rewrite(segment)
-        with self._lock:
-            self._catalogue.shrink()
-            return before - sum(self._catalogue.ends(self._layout).values())
+        reclaimed = 0
+        with self._compacting:
+            with self._lock:
+                with self._catalogue.transaction():
+                    self._catalogue.purge()
+                usage = self._arrays.usage()
+            for segment, (chunks, live) in usage.items():
+                if chunks - live > min_garbage * chunks:
+                    with self._lock:
+                        before = self._bytes()
+                        self._rewrite(segment)
+                        reclaimed += before - self._bytes()
+                    time.sleep(0.001)  # Lets a commit that waits go first.
+            with self._lock:
+                self._catalogue.shrink()
+        return reclaimed
+
+    def _bytes(self) -> int:
+        return sum(self._catalogue.ends(self._layout).values())
 
     def _rewrite(self, segment: int) -> None:
         """Moves what is live in a segment behind the last one, and deletes the file."""
@@ -116,7 +125,7 @@ class Writer:
         for run in cut_into_blocks(runs, self._layout):
             block, tail = self._segments.append(tail, run.chunks)
             blocks.append((block, dataclasses.replace(run, chunks=None)))
-        self._segments.sync({block.segment for block, _ in blocks})
+        self._segments.sync([block for block, _ in blocks])
         return blocks, tail
 
     def _entry(self, key: str) -> Entry:

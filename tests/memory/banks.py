@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 
 import numpy as np
@@ -20,38 +21,62 @@ LAYOUT = Layout(
     content_dtype="bfloat16",
 )
 FINGERPRINT = {"model": "m1", "tokenizer": "t1", "template": "plain"}
+_WIDTH = 8
 
 
-def arrays(part: str, num_chunks: int, layout: Layout = LAYOUT) -> Chunks:
-    """Arrays of a part, the same for the same text."""
-    rng = np.random.default_rng(zlib.crc32(part.encode()))
-    fields = layout.fields(num_chunks).items()
+def arrays(text: str, num_chunks: int) -> Chunks:
+    """Arrays of a part, which differ for different texts."""
+    rng = np.random.default_rng(zlib.crc32(text.encode(errors="replace")))
+    fields = LAYOUT.fields(num_chunks).items()
     return Chunks(
-        **{name: rng.integers(-9, 9, shape).astype(dtype) for name, (shape, dtype) in fields}
+        **{name: rng.integers(-99, 99, shape).astype(dtype) for name, (shape, dtype) in fields}
     )
 
 
-def encode(
-    document: Document, first_id: int, layout: Layout = LAYOUT, width: int = 8
-) -> EncodedDocument:
-    """A document of one part for each `width` characters of its text, of 1 to 4 chunks."""
-    text, parts, chunks = document.text, [], []
-    for number, start in enumerate(range(0, len(text), width)):
-        piece = text[start : start + width]
-        count = 1 + len(piece) % 4
-        parts.append(Part(first_id + number, start, start + len(piece), 4 * count, count))
-        chunks.append(arrays(document.id + piece, count, layout))
+def encode(document: Document, first_id: int) -> EncodedDocument:
+    """A document with a part for every eight characters, of 1 to 4 chunks."""
+    parts, chunks = [], []
+    for start in range(0, len(document.text), _WIDTH):
+        text = document.text[start : start + _WIDTH]
+        count = 1 + len(text) % 4
+        parts.append(Part(first_id + len(parts), start, start + len(text), 4 * count, count))
+        chunks.append(arrays(document.id + text, count))
     return EncodedDocument(document, tuple(parts), Chunks.concatenate(chunks))
 
 
-def put(store: Store, *documents: Document) -> int:
+def put(store: Store, *documents: Document, deletes: tuple[str, ...] = ()) -> int:
     """Commits documents with new ids."""
-    sizes = [-(-len(document.text) // 8) for document in documents]
-    ids = store.reserve_ids(sum(sizes))
-    starts = [ids.start + sum(sizes[:number]) for number in range(len(sizes))]
-    return store.commit([encode(x, start) for x, start in zip(documents, starts, strict=True)])
+    encoded = []
+    for document in documents:
+        ids = store.reserve_ids(-(-len(document.text) // _WIDTH))
+        encoded.append(encode(document, ids.start))
+    return store.commit(encoded, deletes)
 
 
-def create(path, layout: Layout = LAYOUT) -> Store:
+def put_text(store: Store, key: str, text: str) -> int:
+    """Commits a document, or its removal if there is no text."""
+    return put(store, Document(key, text)) if text else store.commit(deletes=[key])
+
+
+def create(path: str | os.PathLike) -> Store:
     """An empty bank."""
-    return Store.create(path, layout, FINGERPRINT, {"checkpoint": "here"})
+    return Store.create(path, LAYOUT, FINGERPRINT, {"checkpoint": "here"})
+
+
+def contents(store: Store) -> dict[str, tuple[tuple[int, ...], str, dict]]:
+    """Ids, text and metadata of every live document by key, after comparing all arrays."""
+    parts = store.parts()
+    passages = store.passages(parts.ids)
+    for rows, chunks in store.read(parts):
+        expected = [
+            arrays(passages[row].key + passages[row].text, parts.chunks[row]) for row in rows
+        ]
+        expected = Chunks.concatenate(expected)
+        for name, array in chunks.arrays():
+            np.testing.assert_array_equal(array, getattr(expected, name))
+    found: dict[str, tuple[tuple[int, ...], str, dict]] = {}
+    for passage in passages:
+        ids, text, _ = found.get(passage.key, ((), "", {}))
+        found[passage.key] = ((*ids, passage.id), text + passage.text, dict(passage.metadata))
+    assert sorted(found) == sorted(store.keys())
+    return found
