@@ -84,13 +84,13 @@ class Chunks:
 
     Attributes:
         keys: routing keys, heads flattened, ready for the product.
-        content: pooled keys (0) and values (1).
+        content: pooled keys (0) and values (1); None where only routing keys were read.
         key_scale: of 8-bit keys, else None.
         content_scale: of 8-bit content, else None.
     """
 
     keys: Float[np.ndarray, "L n D"]
-    content: Float[np.ndarray, "L n 2 K H"]
+    content: Float[np.ndarray, "L n 2 K H"] | None = None
     key_scale: Float[np.ndarray, "L n"] | None = None
     content_scale: Float[np.ndarray, "L n 2"] | None = None
 

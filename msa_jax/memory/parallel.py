@@ -165,6 +165,42 @@ def gather_chunks(
     )
 
 
+def write_chunks(stacked: PyTree, rows: PyTree, start: Int[Array, ""], num_blocks: int) -> PyTree:
+    """Overwrites chunks of a memory, in place if its arrays are donated.
+
+    Args:
+        stacked: a pytree of `[L, G, C, ...]` arrays.
+        rows: `[L, G, n, ...]` arrays.
+        start: first chunk to overwrite; all n lie on one device.
+        num_blocks: as in `MemoryIndex`.
+    """
+
+    def write(axis, stacked, rows, start):
+        def put(x, rows):
+            if axis is None:
+                return jax.lax.dynamic_update_slice_in_dim(x, rows, start, axis=2)
+            at, own = _local(axis, start, x.shape[2])
+            at = jnp.minimum(at, x.shape[2] - rows.shape[2])
+            old = jax.lax.dynamic_slice_in_dim(x, at, rows.shape[2], axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(x, jnp.where(own, rows, old), at, axis=2)
+
+        return jax.tree.map(put, stacked, rows)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    free = _free_axes(mesh)
+    if math.prod(mesh.shape[axis] for axis in free) == 1:
+        return write(None, stacked, rows, start)
+    groups, axis = shard_axes(mesh, jax.tree.leaves(rows)[0].shape[1], num_blocks)
+    spec = P(None, groups, axis)
+    return jax.shard_map(
+        partial(write, axis),
+        in_specs=(spec, P(None, groups), P()),
+        out_specs=spec,
+        axis_names=free,
+        check_vma=False,
+    )(stacked, rows, start)
+
+
 def _stacked(x: PyTree, layer: Int[Array, ""] | None) -> tuple[PyTree, Int[Array, ""] | int]:
     """Arrays of one layer as a stack of one."""
     return (jax.tree.map(lambda x: x[None], x), 0) if layer is None else (x, layer)
