@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
@@ -77,12 +77,16 @@ class Tokenizer:
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """`encode` of many texts at once, in parallel."""
+        return [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts)]
+
+    def count_batch(self, texts: Iterable[str]) -> np.ndarray:
+        """How many tokens each text has, without keeping them."""
+        return np.array([len(encoding) for encoding in self._encodings(texts)], int)
+
+    def _encodings(self, texts: Iterable[str]) -> Iterator[tokenizers.Encoding]:
         texts = iter(texts)
-        encoded: list[np.ndarray] = []
         while part := list(itertools.islice(texts, _TEXTS_PER_CALL)):
-            encodings = self._backend.encode_batch_fast(part, add_special_tokens=False)
-            encoded.extend(np.array(encoding.ids, np.int32) for encoding in encodings)
-        return encoded
+            yield from self._backend.encode_batch_fast(part, add_special_tokens=False)
 
     def encode_template(self, template: str, **slots: str | int) -> np.ndarray:
         """Token ids of a template whose special tokens count, with user text in its slots.
