@@ -1,0 +1,345 @@
+"""The three stages behind one object: a model, a bank, questions.
+
+with Engine.open("bank") as engine:
+    answer = engine.ask("Who repaired the lighthouse?")
+    print(answer.text, [document.title for document in answer.documents])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from msa_jax.config import nested
+from msa_jax.data.examples import token_block
+from msa_jax.data.records import Document
+from msa_jax.engine.encode import Encoder
+from msa_jax.engine.generate import Generator
+from msa_jax.engine.ingest import Counts, Ingestor, part_text
+from msa_jax.engine.interleave import (
+    Conversation,
+    InterleaveConfig,
+    Library,
+    Round,
+    interleave,
+)
+from msa_jax.engine.loading import LoadedModel, fingerprint, load_model
+from msa_jax.engine.names import NameTable
+from msa_jax.engine.ranking import rank_documents
+from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.memory.bank import Bank
+from msa_jax.memory.store import Passage, Store
+from msa_jax.modules.state import Memory
+from msa_jax.modules.transformer import Transformer
+from msa_jax.modules.unstack import unstack_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class AskConfig:
+    """How a question is answered.
+
+    Attributes:
+        interleave: how much is read before the answer.
+        sampling: how names and the answer are drawn.
+        filters: metadata that documents must have (`Store.select`); None for all documents.
+        abstain_below: no answer where no document scores at least this; None to answer always.
+        num_documents: how many documents an answer lists.
+    """
+
+    interleave: InterleaveConfig = nested(InterleaveConfig)
+    sampling: SamplingConfig = nested(SamplingConfig)
+    filters: Mapping[str, Any] | None = None
+    abstain_below: float | None = None
+    num_documents: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A document that was retrieved, or the part of a long one that was.
+
+    Attributes:
+        id: of the part; what the model calls it.
+        key: of the document.
+        score: the largest that any router layer gave it; -inf if none listed it.
+        text: of the part.
+        was_read: whether its original was read before the answer.
+    """
+
+    id: int
+    key: str
+    title: str
+    text: str
+    metadata: Mapping[str, Any]
+    score: float
+    was_read: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came of a question.
+
+    Attributes:
+        text: the answer; "" if the engine abstained.
+        abstained: whether no document scored enough.
+        documents: what the answer rests on: those that were read, then the best of the others.
+        rounds: what was routed to and named, round by round.
+        finished: why the answer ended: "end", "stop", "length", or "abstained".
+        tokens: of the answer.
+        seconds: of each stage.
+    """
+
+    question: str
+    text: str
+    abstained: bool
+    documents: tuple[Found, ...]
+    rounds: tuple[Round, ...]
+    finished: str
+    tokens: int
+    seconds: Mapping[str, float]
+
+
+class Engine:
+    """A model with a bank of documents.
+
+    What other processes change in the bank counts from the next question on.
+
+    Attributes:
+        loaded: the model.
+        store: the bank on disk.
+        bank: its documents on the devices.
+        generator: continues prompts.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        store: Store,
+        mesh: Mesh | None = None,
+        content_tier: str | None = None,
+    ):
+        """Loads the bank onto the devices.
+
+        Args:
+            loaded: the model that encoded the bank, on the devices of `mesh`.
+            store: open; for writing if documents are to be added or deleted.
+            mesh: devices to share the work; None for one.
+            content_tier: see `Bank`.
+
+        Raises:
+            ConfigError: if it does not fit.
+        """
+        config, params = unstack_layers(loaded.config, loaded.params)
+        model = Transformer(config)
+        self.loaded = dataclasses.replace(loaded, config=config, params=params)
+        self.store = store
+        self.bank = Bank(store, mesh, content_tier)
+        self.generator = Generator(model, params, mesh)
+        self._ingestor = Ingestor(self.loaded, Encoder(model, params, store.layout, mesh), store)
+        self._names: NameTable | None = None
+
+    @classmethod
+    def open(
+        cls,
+        bank: str | os.PathLike,
+        checkpoint: str | os.PathLike | None = None,
+        *,
+        mesh: Mesh | None = None,
+        content_tier: str | None = None,
+        write: bool = False,
+    ) -> Engine:
+        """Opens a bank with the model that encoded it.
+
+        Args:
+            bank: its directory.
+            checkpoint: where the model is now; by default where it was when the bank was made.
+            mesh: devices to share the work; None for one.
+            content_tier: see `Bank`.
+            write: whether to add and delete documents.
+
+        Raises:
+            StoreError: if the bank cannot be opened, or was encoded by another model.
+            ConfigError: if the model is not there, or does not fit.
+        """
+        with Store.open(bank) as store:
+            facts = store.facts
+        loaded = load_model(
+            facts["checkpoint"] if checkpoint is None else checkpoint,
+            facts["tokenizer"],
+            facts["template"],
+            dtype=facts["dtype"],
+            mesh=mesh,
+        )
+        store = Store.open(bank, write=write, fingerprint=fingerprint(loaded))
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(store)
+            engine = cls(loaded, store, mesh, content_tier)
+            undo.pop_all()
+        return engine
+
+    def close(self) -> None:
+        """Closes the bank."""
+        self.store.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(
+        self,
+        question: str,
+        config: AskConfig = AskConfig(),
+        on_text: Callable[[str], None] = lambda text: None,
+    ) -> Answer:
+        """Answers one question.
+
+        Args:
+            question: in words.
+            config: how.
+            on_text: called with the answer, piece by piece, while it is written.
+        """
+        return self.ask_all([question], config, lambda _, text: on_text(text))[0]
+
+    def ask_all(
+        self,
+        questions: Sequence[str],
+        config: AskConfig = AskConfig(),
+        on_text: Callable[[int, str], None] = lambda index, text: None,
+    ) -> list[Answer]:
+        """Answers several questions at once; each answer is what it would be alone.
+
+        Args:
+            questions: in words.
+            config: how; the same for all.
+            on_text: called with the index of a question and the next text of its answer.
+        """
+        start = time.perf_counter()
+        self.bank.refresh()
+        library = self._library(config)
+        refreshing = time.perf_counter() - start
+        answers: dict[int, Answer] = {}
+        if config.abstain_below is not None:
+            rankings = self._rank(library.memory, questions, config.num_documents)
+            for i, ranking in enumerate(rankings):
+                if not ranking or ranking[0].score < config.abstain_below:
+                    answers[i] = _abstained(questions[i], ranking, time.perf_counter() - start)
+        asked = [i for i in range(len(questions)) if i not in answers]
+        conversations = interleave(
+            self.generator,
+            self.loaded.builder,
+            library,
+            [questions[i] for i in asked],
+            config.interleave,
+            config.sampling,
+            config.num_documents,
+            lambda index, text: on_text(asked[index], text),
+        )
+        for i, conversation in zip(asked, conversations, strict=True):
+            answers[i] = self._answer(conversation, config, refreshing)
+        return [answers[i] for i in range(len(questions))]
+
+    def retrieve(
+        self, question: str, num_documents: int = 16, filters: Mapping[str, Any] | None = None
+    ) -> list[Found]:
+        """The best documents for a question, best first, without generating.
+
+        Args:
+            question: in words.
+            num_documents: how many.
+            filters: as in `AskConfig`.
+        """
+        self.bank.refresh()
+        return self._rank(self._memory(filters), [question], num_documents)[0]
+
+    def add(self, documents: Iterable[Document]) -> Counts:
+        """Adds documents, or replaces those with the same key; the next question can use them."""
+        counts = self._ingestor.add(documents)
+        self.bank.refresh()
+        return counts
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Removes documents; the next question does not find them."""
+        self.store.commit(deletes=keys)
+        self.bank.refresh()
+
+    def _memory(self, filters: Mapping[str, Any] | None) -> Memory:
+        memory = self.bank.memory
+        if filters is None:
+            return memory
+        mask = self.bank.mask(self.store.select(filters))
+        return Memory(memory.layers, dataclasses.replace(memory.index, doc_mask=mask))
+
+    def _library(self, config: AskConfig) -> Library:
+        names = self._all_names() if config.interleave.constrain == "existing" else None
+        return Library(self._memory(config.filters), self.bank.ids, self._originals, names)
+
+    def _all_names(self) -> NameTable:
+        """Names of all documents, made when they are first needed and kept current."""
+        ids = self.store.parts().ids
+        if self._names is None:
+            self._names = NameTable(self.loaded.builder)
+        self._names.remove(np.setdiff1d(self._names.ids, ids))
+        self._names.add(ids)
+        return self._names
+
+    def _originals(self, ids: Sequence[int]) -> list[np.ndarray]:
+        builder = self.loaded.builder
+        texts = (part_text(builder, passage) for passage in self.store.passages(ids))
+        return builder.tokenizer.encode_batch(texts)
+
+    def _rank(
+        self, memory: Memory, questions: Sequence[str], num_documents: int
+    ) -> list[list[Found]]:
+        builder = self.loaded.builder
+        prompts = [token_block(builder, builder.prompt(question)) for question in questions]
+        session = self.generator.start(prompts, memory, room=1, search_docs=num_documents)
+        routing = session.routing
+        return [
+            self._found(routing.top_docs[:, row], routing.top_scores[:, row], num_documents)
+            for row in range(len(questions))
+        ]
+
+    def _found(self, slots: np.ndarray, scores: np.ndarray, num_documents: int) -> list[Found]:
+        best, best_scores = rank_documents(self.bank.ids(slots), scores)
+        best, best_scores = best[:num_documents].tolist(), best_scores[:num_documents].tolist()
+        passages = self.store.passages(best)
+        return [_to_found(x, score) for x, score in zip(passages, best_scores, strict=True)]
+
+    def _answer(self, conversation: Conversation, config: AskConfig, refreshing: float) -> Answer:
+        first = conversation.rounds[0]
+        ranked, scores = rank_documents(first.ids, first.scores)
+        score_of = dict(zip(ranked.tolist(), scores.tolist(), strict=True))
+        read = conversation.documents
+        listed = list(dict.fromkeys([*read, *score_of]))[: max(config.num_documents, len(read))]
+        found = [
+            _to_found(x, score_of.get(x.id, -np.inf), was_read=x.id in read)
+            for x in self.store.passages(listed)
+        ]
+        return Answer(
+            question=conversation.question,
+            text=conversation.answer,
+            abstained=False,
+            documents=tuple(found),
+            rounds=conversation.rounds,
+            finished=conversation.finished,
+            tokens=conversation.answer_tokens,
+            seconds={"refresh": refreshing} | conversation.seconds,
+        )
+
+
+def _to_found(passage: Passage, score: float, was_read: bool = False) -> Found:
+    return Found(
+        passage.id, passage.key, passage.title, passage.text, passage.metadata, score, was_read
+    )
+
+
+def _abstained(question: str, ranking: Sequence[Found], seconds: float) -> Answer:
+    return Answer(question, "", True, tuple(ranking), (), "abstained", 0, {"retrieve": seconds})
