@@ -76,6 +76,23 @@ def test_each_token_is_the_likeliest_of_a_full_forward(call, tokens):
         np.testing.assert_array_equal(predicted.argmax(axis=-1), own)
 
 
+def test_layers_that_are_not_scanned_give_the_same(params, tokens):
+    """Of three layers, the last two routed, so that there are runs of one and of two."""
+    config = model_config(scan_layers=False)
+    split = {name: value for name, value in params.items() if name != "routed_1"}
+    for layer in range(2):
+        split[f"routed_{1 + layer}"] = jax.tree.map(
+            lambda x, at=slice(layer, layer + 1): x[at], params["routed_1"]
+        )
+    memory = compiled(config, split)(MEMORY, num_documents=4, method="encode")
+    session = Generator(Transformer(config), split).start(
+        [prompt(own) for own in PROMPTS], memory, room=4
+    )
+    session.extend([own[:1] for own in tokens])
+    for own, expected in zip(session.complete(NEW_TOKENS - 1), tokens, strict=True):
+        np.testing.assert_array_equal(own, expected[1:])
+
+
 def test_what_was_routed_to_is_returned(call, session_and_tokens):
     session, _ = session_and_tokens
     block = sequences_of([(own, 1) for own in PROMPTS], 9, TOP_K)
