@@ -16,6 +16,8 @@ from msa_jax.config import ConfigError
 from msa_jax.memory.chunks import Layout
 from msa_jax.memory.content import DEVICE, DISK, HOST
 
+# The nearest first.
+TIERS = (DEVICE, HOST, DISK)
 # Capacity comes in slabs of this many chunks, so that a growing bank seldom changes shape.
 SLAB_CHUNKS = 4096
 # Room to grow: half as much again where that is cheap, else a little.
@@ -103,8 +105,12 @@ def plan_tiers(
     Raises:
         ConfigError: if routing keys, or content where it must go, do not fit.
     """
-    tiers = (DEVICE, HOST, DISK) if content_tier is None else (content_tier,)
-    for tier in tiers:
+    if content_tier is not None and content_tier not in TIERS:
+        raise ConfigError(
+            f"content_tier must be one of {', '.join(TIERS)}, or None for the nearest that has "
+            f"room, not {content_tier!r}."
+        )
+    for tier in TIERS if content_tier is None else (content_tier,):
         for headroom in (_GENEROUS, _FRUGAL):
             capacity = _capacity(layout, num_chunks, num_shards, headroom)
             share = _CHEAP_SHARE if headroom == _GENEROUS else 1
@@ -131,8 +137,10 @@ def format_bytes(count: float) -> str:
 
 
 def _capacity(layout: Layout, num_chunks: int, num_shards: int, headroom: int) -> int:
-    """Chunks in whole slabs, with room on every shard for a last document."""
-    wanted = num_chunks + num_chunks // headroom + num_shards * layout.max_document_chunks
+    """Chunks in whole slabs."""
+    # On every shard one longest document's chunks stay empty (`Slots`), and one more document may
+    # go beyond the shard's share, because it is not cut.
+    wanted = num_chunks + num_chunks // headroom + 2 * num_shards * layout.max_document_chunks
     slab = SLAB_CHUNKS * num_shards
     return -(-wanted // slab) * slab
 
