@@ -103,6 +103,7 @@ class PromptBuilder:
     Attributes:
         template: the words.
         tokenizer: the encoder.
+        memory: how the model remembers.
         head: tokens of the template head, int32 [head_len].
     """
 
@@ -114,7 +115,7 @@ class PromptBuilder:
         """
         self.template = template
         self.tokenizer = tokenizer
-        self._memory = memory
+        self.memory = memory
         encode = tokenizer.encode_template
         self.head = encode(template.head)
         if len(self.head) != memory.head_len:
@@ -200,7 +201,7 @@ class PromptBuilder:
     def positions(self, length: int) -> np.ndarray:
         """Rotary positions of `length` active tokens: the head's, then the query's onward."""
         positions = np.arange(length, dtype=np.int32)
-        positions[len(self.head) :] += self._memory.top_k_docs
+        positions[len(self.head) :] += self.memory.top_k_docs
         return positions
 
     def _encode_name(self, doc_id: int) -> np.ndarray:

@@ -300,7 +300,9 @@ class _Loop:
     def _speller(self, one: _Asked, routed: np.ndarray) -> Speller:
         table = self.library.names
         if self.config.constrain == "routed":
-            table = NameTable(self.builder, np.unique(routed[routed >= 0]))
+            # Those that were listed beyond top_k_docs have not been attended to.
+            attended = routed[:, : self.builder.memory.top_k_docs]
+            table = NameTable(self.builder, attended[attended >= 0])
         max_names = min(
             self.config.max_documents_per_round, self.config.max_documents - len(one.documents)
         )

@@ -8,7 +8,7 @@ of the few that its names go on with.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,20 +34,20 @@ class NameTable:
     ids: Int[np.ndarray, " n"]
     columns: Int[np.ndarray, "W n"]
 
-    def __init__(self, builder: PromptBuilder, ids: Iterable[int] = ()):
+    def __init__(self, builder: PromptBuilder, ids: Sequence[int] | Int[np.ndarray, " n"] = ()):
         """Encodes the names of some documents; see `add`."""
         self._builder = builder
         self.ids, self.columns = np.zeros(0, np.int64), np.zeros((0, 0), np.int32)
         self.add(ids)
 
-    def add(self, ids: Iterable[int]) -> None:
+    def add(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> None:
         """Adds documents; those that are in the table already stay.
 
         Raises:
             ConfigError: if a name begins with another name, so that a reader cannot tell where it
                 ends.
         """
-        fresh = np.unique(np.fromiter(ids, np.int64))
+        fresh = np.unique(np.asarray(ids, np.int64))
         fresh = fresh[np.isin(fresh, self.ids, invert=True)]
         if not len(fresh):
             return
@@ -62,9 +62,9 @@ class NameTable:
         self._check(columns)
         self.ids, self.columns = np.insert(self.ids, at, fresh[order]), columns
 
-    def remove(self, ids: Iterable[int]) -> None:
+    def remove(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> None:
         """Removes documents, those that are there."""
-        kept = np.isin(self.ids, np.fromiter(ids, np.int64), invert=True)
+        kept = np.isin(self.ids, np.asarray(ids, np.int64), invert=True)
         self.ids, self.columns = self.ids[kept], self.columns[:, kept]
 
     def _check(self, columns: Int[np.ndarray, "W n"]) -> None:

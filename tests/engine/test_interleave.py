@@ -214,8 +214,15 @@ def test_only_what_was_routed_to_can_be_named():
     assert first.ids.tolist() == [[41, -1, 12]] * 2 and first.slots.tolist() == [[0, -1, 2]] * 2
     # All of them are named: nothing but the end may follow.
     assert first.named == (12, 41)
-    with pytest.raises(AssertionError):
-        ask({"Which?": ([[7]], "x")}, generator=Scripted({"Which?": ([[7]], "x")}, [0, 2]))
+
+
+def test_what_was_not_attended_to_cannot_be_named():
+    """Once a name has begun there is one way to go on, since 7 is listed too far down."""
+    scripts = {"Which?": ([[7]], "x")}
+    routed = [0] * BUILDER.memory.top_k_docs + [1]
+    answers, _ = ask(scripts, generator=Scripted(scripts, routed))
+    assert rounds_of(answers[0]) == [(41,), ()]
+    assert answers[0].rounds[0].ids[0, -1] == 7
 
 
 def test_any_document_that_exists_can_be_named():

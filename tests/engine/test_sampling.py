@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from msa_jax.config import ConfigError
+from msa_jax.engine.decoding import choose
 from msa_jax.engine.sampling import Sampler, SamplingConfig, sample
 
 LOGITS = np.log([0.5, 0.25, 0.15, 0.1]).astype(np.float32)
@@ -81,3 +84,23 @@ def test_equally_likely_tokens_at_the_edge_of_the_nucleus_are_all_in():
 def test_settings_that_make_no_sense_are_refused(field, value, message):
     with pytest.raises(ConfigError, match=message):
         SamplingConfig(**{field: value})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@settings(max_examples=100, deadline=None)
+@given(
+    logits=st.lists(
+        st.sampled_from([0.0, -3.0, 50.0, np.inf, -np.inf, np.nan]), min_size=6, max_size=6
+    ),
+    allowed=st.sets(st.integers(0, 5), min_size=1, max_size=4),
+)
+def test_only_an_allowed_token_is_chosen_whatever_the_logits(temperature, logits, allowed):
+    config = SamplingConfig(temperature=temperature, top_p=0.9)
+    candidates = np.full((2, 4), -1, np.int32)
+    candidates[0, : len(allowed)] = sorted(allowed)
+    logits = np.array([logits] * 2, np.float32)
+    drawn, tokens = choose(
+        logits, np.zeros(2, np.int32), Sampler.create(config, [0, 0]), candidates
+    )
+    assert int(tokens[0]) in allowed and int(tokens[1]) == -1
+    assert drawn.tolist() == [1, 0]
