@@ -4,8 +4,9 @@
 
 Each folder holds one model and what upstream computes with it: `config.json`,
 `model.safetensors`, `train_forward.npz` (training forward, losses, gradients) and
-`inference.npz` (encode, prefill, decode). For each quantity the largest error is printed
-relative to the largest value; the exit code is 1 if any is above 1e-4.
+`inference.npz` (encode, prefill, decode: call by call, and on the way of `golden_engine`). For each
+quantity the largest error is printed relative to the largest value; the exit code is 1 if any is
+above 1e-4.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from msa_jax.core import losses
 from msa_jax.core.segments import PADDING, TEMPLATE, TokenBlock
 from msa_jax.modules.state import LayerCache
 from msa_jax.modules.transformer import Transformer, init_cache
+from tests.golden_engine import compare_engine
 
 TOLERANCE = 1e-4
 IGNORED_LABEL = -100
@@ -256,6 +258,8 @@ def compare_folder(directory: Path) -> Iterator[tuple[str, float]]:
         yield f"train_forward/{name}", relative_error(ours, theirs)
     for name, ours, theirs in compare_inference(config, params, inference):
         yield f"inference/{name}", relative_error(ours, theirs)
+    for name, ours, theirs in compare_engine(config, params, inference):
+        yield f"engine/{name}", relative_error(ours, theirs)
 
 
 def main(directories: list[str]) -> int:
