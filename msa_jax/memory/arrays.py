@@ -76,22 +76,21 @@ class Arrays:
 
     def of_segment(self, segment: int) -> PartTable:
         """The live parts in a segment."""
-        numbers, segments, _ = self._catalogue.block_segments().T
+        blocks = self._catalogue.blocks()
+        numbers = [number for number, block in blocks.items() if block.segment == segment]
         table = self.table()
-        return table[np.isin(table.block, numbers[segments == segment])]
+        return table[np.isin(table.block, numbers)]
 
     def usage(self) -> dict[int, tuple[int, int]]:
         """Of each segment, how many chunks it holds and how many of them are live."""
-        numbers, segments, chunks = self._catalogue.block_segments().T
         table = self.table()
-        segment_of_part = segments[np.searchsorted(numbers, table.block)]
-        return {
-            segment: (
-                int(chunks[segments == segment].sum()),
-                int(table.chunks[segment_of_part == segment].sum()),
-            )
-            for segment in np.unique(segments).tolist()
-        }
+        live = np.bincount(table.block, table.chunks).astype(int) if len(table) else ()
+        usage: dict[int, tuple[int, int]] = {}
+        for number, block in self._catalogue.blocks().items():
+            chunks, used = usage.get(block.segment, (0, 0))
+            used += int(live[number]) if number < len(live) else 0
+            usage[block.segment] = chunks + block.num_chunks, used
+        return usage
 
     def read(
         self, parts: PartTable, content: bool

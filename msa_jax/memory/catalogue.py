@@ -111,7 +111,7 @@ class Catalogue:
     def __init__(self, path: pathlib.Path, write: bool):
         self.path = path
         with _clear(path):
-            self._connection = _connect(path, "rw") if write else _connect_reader(path)
+            self._connection = _connect_writer(path) if write else _connect_reader(path)
         try:
             self._check_format()
             (text,) = self._one("SELECT * FROM bank", "the bank's description")
@@ -213,8 +213,7 @@ class Catalogue:
 
     def block(self, number: int) -> Block | None:
         """A block; None if it was compacted away."""
-        query = "SELECT * FROM blocks WHERE number = ?"
-        for row in self._checked(query, f"block {number}", number):
+        for row in self._checked("SELECT * FROM blocks WHERE number = ?", "a block", number):
             return Block(*row[1:6])
         return None
 
@@ -223,18 +222,11 @@ class Catalogue:
         rows = self._checked("SELECT * FROM blocks ORDER BY segment, start", "a block")
         return {row[0]: Block(*row[1:6]) for row in rows}
 
-    def block_segments(self) -> Int[np.ndarray, "n 3"]:
-        """Number, segment and chunks, removed ones too, of every block."""
-        rows = self.rows("SELECT number, segment, num_chunks FROM blocks ORDER BY number")
-        return np.array(rows, np.int64).reshape(-1, 3)
-
     def ends(self, layout: Layout) -> dict[int, int]:
         """How many bytes of each segment belong to blocks."""
-        query = "SELECT segment, max(start), num_chunks FROM blocks GROUP BY segment"
-        return {
-            segment: start + block_bytes(layout, num_chunks)
-            for segment, start, num_chunks in self.rows(query)
-        }
+        query = "SELECT number, max(start) FROM blocks GROUP BY segment ORDER BY segment"
+        last = [self.block(number) for number, _ in self.rows(query)]
+        return {x.segment: x.start + block_bytes(layout, x.num_chunks) for x in last}
 
     def passage(self, part_id: int) -> Passage:
         """The original of a part; of a removed one, too, until compaction has purged it."""
@@ -312,6 +304,13 @@ class Catalogue:
         """What a query finds."""
         with _clear(self.path):
             return self._connection.execute(query, values).fetchall()
+
+    def has_its_schema(self) -> bool:
+        """Whether the tables are as they were made."""
+        query = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+        with contextlib.closing(sqlite3.connect(":memory:")) as fresh:
+            fresh.executescript(_SCHEMA)
+            return self.rows(query) == fresh.execute(query).fetchall()
 
     def count_damaged(self, table: str) -> int:
         """How many rows of a table do not have their checksum."""
@@ -422,10 +421,12 @@ def _part_rows(encoded: EncodedDocument) -> Iterator[tuple]:
 
 def _connect(path: pathlib.Path, mode: str) -> sqlite3.Connection:
     uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
-    connection = sqlite3.connect(
-        uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False
-    )
-    # FULL: a commit is on disk when it returns. Deleted text is overwritten, not only unlinked.
+    return sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
+
+
+def _connect_writer(path: pathlib.Path) -> sqlite3.Connection:
+    connection = _connect(path, "rw")
+    # A commit is on disk when it returns; deleted text is overwritten and not only let go.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")
     return connection
@@ -455,5 +456,10 @@ def _clear(path: pathlib.Path) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", None) or ""
         advice = next((text for key, text in _ADVICE.items() if name.startswith(key)), "")
         raise StoreError(f"{path}: {advice or 'it cannot be used'} ({error}).") from error
-    except UnicodeEncodeError as error:
-        raise StoreError(f"{path}: {error.object!r} is no key, as it is not Unicode.") from None
+    except UnicodeDecodeError as error:
+        advice = _ADVICE["SQLITE_CORRUPT"]
+        raise StoreError(f"{path}: {advice} ({error}).") from error
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise StoreError(
+            f"{path}: no document has such a key, or part such an id ({error})."
+        ) from None

@@ -330,14 +330,14 @@ class Store:
         """How much there is, and how much of it is garbage."""
         with self._lock, self._catalogue.snapshot():
             usage = self._arrays.usage()
-            ends = self._catalogue.ends(self.layout)
-            blocks = len(self._catalogue.block_segments())
+            segments = sum(self._catalogue.ends(self.layout).values())
+            blocks = len(self._catalogue.blocks())
         live = sum(live for _, live in usage.values()) * sum(self.layout.bytes_per_chunk())
         return {
-            "segments": len(ends),
+            "segments": len(usage),
             "blocks": blocks,
             "bytes_live": live,
-            "bytes_garbage": sum(ends.values()) - live,
+            "bytes_garbage": segments - live,
             "bytes_catalogue": (self.path / "catalogue.sqlite").stat().st_size,
         }
 

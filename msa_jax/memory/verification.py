@@ -59,6 +59,8 @@ def _catalogue_problems(catalogue: Catalogue) -> Iterator[str]:
     for (text,) in catalogue.rows("PRAGMA integrity_check"):
         if text != "ok":
             yield f"{catalogue.path}: {text}"
+    if not catalogue.has_its_schema():
+        yield f"{catalogue.path}: its schema is damaged"
     for table in _TABLES:
         damaged = catalogue.count_damaged(table)
         if damaged:

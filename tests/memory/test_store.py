@@ -123,7 +123,7 @@ def _document(**changes) -> EncodedDocument:
         ([_document(metadata={"a": {1, 2}})], [], "metadata must be"),
         ([_document(metadata={"a": float("nan")})], [], "metadata must be"),
         ([_document(text="\ud800")], [], "surrogate"),
-        ([_document(id="\ud800")], [], "Unicode"),
+        ([_document(id="\ud800")], [], "surrogates"),
     ],
 )
 def test_a_commit_that_cannot_be_made_changes_nothing(store, puts, deletes, message):
