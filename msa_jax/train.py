@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from msa_jax.checkpoint.huggingface import CheckpointError
+from msa_jax import cli
 from msa_jax.config import ConfigError, from_mapping
 from msa_jax.data.demo import DemoConfig, build_demo_corpus
-from msa_jax.data.records import RecordError
 from msa_jax.evaluation.report import write_report
 from msa_jax.evaluation.scaling import ScalingConfig, measure_scaling
 from msa_jax.modules.transformer import Transformer
@@ -30,8 +28,6 @@ _CONFIG = config_flags.DEFINE_config_file("config", help_string="The run: a file
 
 
 def main(_: Sequence[str]) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # The checkpoint library has much to say.
     train_and_measure(_CONFIG.value)
 
 
@@ -106,12 +102,8 @@ def _split_files(corpus: Path, split: str) -> tuple[str, str]:
 
 
 def run() -> None:
-    """Runs the program; what the user can mend is one line on stderr and exit code 2."""
-    try:
-        app.run(main, flags_parser=_parse_flags)
-    except (ConfigError, RecordError, CheckpointError, DivergenceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Runs the program."""
+    cli.run(main, flags.FLAGS, _parse_flags, mendable=(DivergenceError,))
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:

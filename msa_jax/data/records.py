@@ -11,7 +11,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -117,36 +117,60 @@ def check_references(documents: Iterable[Document], questions: Iterable[Question
                 raise RecordError(f"{where}: {field} names {unknown!r}, which is no document's id.")
 
 
+def iterate_documents(lines: Iterable[bytes], name: str) -> Iterator[Document]:
+    """Yields the documents of JSON Lines one by one, as `read_documents` reads them.
+
+    Args:
+        lines: of a file or a pipe.
+        name: what error messages call it.
+
+    Raises:
+        RecordError: as `read_documents`, when the line is reached.
+    """
+    return _records(lines, name, _parse_document)
+
+
+def open_lines(path: str | os.PathLike) -> IO[bytes]:
+    """Opens a file, decompressing it if its name ends in `.gz` or `.xz`.
+
+    Raises:
+        RecordError: if there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise RecordError(f"{os.fspath(path)}: there is no such file.")
+    return _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb")
+
+
 def _read(path: str | os.PathLike, parse: Callable[[dict, str], T]) -> list[T]:
-    records: list[T] = []
+    with open_lines(path) as lines:
+        return list(_records(lines, os.fspath(path), parse))
+
+
+def _records(lines: Iterable[bytes], name: str, parse: Callable[[dict, str], T]) -> Iterator[T]:
     first_seen: dict[str, str] = {}
-    for where, row in _rows(path):
+    for where, row in _rows(lines, name):
         record = parse(row, where)
         if record.id in first_seen:
             raise RecordError(
                 f"{where}: id {record.id!r} is already used at {first_seen[record.id]}."
             )
         first_seen[record.id] = where
-        records.append(record)
-    return records
+        yield record
 
 
-def _rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
-    if not os.path.isfile(path):
-        raise RecordError(f"{os.fspath(path)}: there is no such file.")
+def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict]]:
     # Bytes split at b"\n" only: str.splitlines would also split at U+2028 inside a text.
-    with _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{os.fspath(path)}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
-                raise RecordError(f"{where}: not a line of JSON in UTF-8 ({error}).") from None
-            if not isinstance(row, dict):
-                raise RecordError(f"{where}: a record must be an object, not {_kind(row)}.")
-            yield where, row
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise RecordError(f"{where}: not a line of JSON in UTF-8 ({error}).") from None
+        if not isinstance(row, dict):
+            raise RecordError(f"{where}: a record must be an object, not {_kind(row)}.")
+        yield where, row
 
 
 def _parse_document(row: dict, where: str) -> Document:

@@ -21,7 +21,7 @@ from msa_jax.checkpoint import checkpointer, huggingface
 from msa_jax.checkpoint.key_map import parameter_shapes
 from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
-from msa_jax.data.text_format import TextFormat, load_text_format
+from msa_jax.data.text_format import load_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.rules import state_shardings
@@ -39,12 +39,12 @@ class LoadedModel:
 
     Attributes:
         config: of the model.
-        params: for inference (`inference_params`), on the devices.
+        params: for inference (`inference_params`), on the devices; None from `describe_model`.
         tokenizer: of the model.
         template_name: in `TEMPLATES`.
         builder: writes conversations and documents.
         source: absolute path of the checkpoint.
-        tokenizer_source: where the tokenizer was loaded from, a path or a packaged name.
+        tokenizer_source: absolute path or packaged name; None for the checkpoint's own.
         max_document_tokens: of the longest document in training; None if nobody knows.
     """
 
@@ -54,7 +54,7 @@ class LoadedModel:
     template_name: str
     builder: PromptBuilder
     source: str
-    tokenizer_source: str
+    tokenizer_source: str | None
     max_document_tokens: int | None = None
 
     @cached_property
@@ -87,24 +87,45 @@ def load_model(
         ConfigError: if the checkpoint, tokenizer or template is not there, or they do not fit.
         CheckpointError: if the folder's weights are not those of its model.
     """
+    described = describe_model(checkpoint, tokenizer, template, dtype=dtype)
+    folder, config = Path(described.source), described.config
+    load = _load_run if _is_run(folder) else _load_huggingface
+    params = load(folder, config, mesh, jax.random.key(0) if key is None else key)
+    return dataclasses.replace(described, params=params)
+
+
+def describe_model(
+    checkpoint: str | Path,
+    tokenizer: str | None = None,
+    template: str | None = None,
+    *,
+    dtype: str | None = None,
+) -> LoadedModel:
+    """All of `load_model` but the parameters, which stay where they are.
+
+    Raises:
+        ConfigError: if the checkpoint, tokenizer or template is not there, or they do not fit.
+    """
     folder = Path(checkpoint).absolute()
-    is_run = (folder / CHECKPOINTS).is_dir()
-    if not is_run and not (folder / "config.json").is_file():
+    if not _is_run(folder) and not (folder / "config.json").is_file():
         raise ConfigError(
             f"checkpoint {str(checkpoint)!r} is neither the workdir of a training run (a folder "
             f"with {CHECKPOINTS}/) nor a Hugging Face folder (with config.json); correct the path."
         )
-    config = _read_config(folder, is_run)
+    config = _read_config(folder)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
     text = load_text_format(folder)
-    template = template or text.template or _default_template(folder, is_run)
-    tokenizer = _tokenizer_source(folder, tokenizer, text)
-    builder = _make_builder(config, tokenizer, template)
-    load = _load_run if is_run else _load_huggingface
+    if tokenizer is None and not text.has_tokenizer:
+        raise ConfigError(f"{folder} has no tokenizer.json; name the model's tokenizer.")
+    template = template or text.template or _default_template(folder)
+    builder = _make_builder(config, str(folder) if tokenizer is None else tokenizer, template)
+    if tokenizer is not None and Path(tokenizer).exists():
+        # To mean the same wherever a bank that names it is opened.
+        tokenizer = str(Path(tokenizer).absolute())
     return LoadedModel(
         config=config,
-        params=load(folder, config, mesh, jax.random.key(0) if key is None else key),
+        params=None,
         tokenizer=builder.tokenizer,
         template_name=template,
         builder=builder,
@@ -200,28 +221,21 @@ def _hash_json(value: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _read_config(folder: Path, is_run: bool) -> ModelConfig:
-    if is_run:
+def _is_run(folder: Path) -> bool:
+    return (folder / CHECKPOINTS).is_dir()
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    if _is_run(folder):
         return checkpointer.load_model_config(folder / CHECKPOINTS)
     return huggingface.read_model_config(folder)
 
 
-def _default_template(folder: Path, is_run: bool) -> str:
-    if is_run:
+def _default_template(folder: Path) -> str:
+    if _is_run(folder):
         return "plain"
     is_msa = huggingface.read_json(folder / "config.json").get("model_type") == "msa"
     return "msa_4b" if is_msa else "plain"
-
-
-def _tokenizer_source(folder: Path, given: str | None, text: TextFormat) -> str:
-    if given is not None:
-        # A path has to mean the same wherever a bank that names it is opened.
-        return str(Path(given).absolute()) if Path(given).exists() else given
-    if not text.has_tokenizer:
-        raise ConfigError(
-            f"{folder} has no tokenizer.json; name the model's tokenizer with tokenizer=."
-        )
-    return str(folder)
 
 
 def _make_builder(config: ModelConfig, tokenizer: str, template: str) -> PromptBuilder:

@@ -1,0 +1,63 @@
+"""What the command-line programs share: flags of their own, and errors that are one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from msa_jax.checkpoint.huggingface import CheckpointError
+from msa_jax.config import ConfigError
+from msa_jax.data.records import RecordError
+from msa_jax.memory.store import StoreError
+
+_MENDABLE = (ConfigError, RecordError, CheckpointError, StoreError)
+
+
+def run(
+    main: Callable[[Sequence[str]], None],
+    own_flags: flags.FlagValues,
+    flags_parser: Callable[[Sequence[str]], list[str]] | None = None,
+    mendable: tuple[type[Exception], ...] = (),
+) -> None:
+    """Runs a program; what its user can mend is one line on stderr and exit code 2.
+
+    Args:
+        main: gets the program's name and the arguments that are no flags.
+        own_flags: flags of this program, which others may have, too, with another meaning.
+        flags_parser: takes the place of `parse_flags`.
+        mendable: more errors that the user can mend.
+    """
+    if own_flags is not flags.FLAGS:
+        flags.FLAGS.append_flag_values(own_flags)
+    try:
+        app.run(_quiet(main), flags_parser=flags_parser or parse_flags)
+    except (*_MENDABLE, *mendable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if own_flags is not flags.FLAGS:
+            flags.FLAGS.remove_flag_values(own_flags)
+            own_flags.unparse_flags()
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parses all flags; returns the program's name and the arguments that are no flags.
+
+    Raises:
+        ConfigError: for a flag that there is not, or a value that it cannot have.
+    """
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _quiet(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    def quiet_main(arguments: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # The checkpoint library has much to say.
+        main(arguments)
+
+    return quiet_main

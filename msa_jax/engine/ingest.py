@@ -1,0 +1,266 @@
+"""Documents into a bank: split, named, encoded and committed, slice by slice.
+
+While the devices encode a slice, the next one is read and tokenised and the last one written. A
+slice is one commit: whoever stops an ingestion and starts it again finds what was committed
+unchanged, and encodes only the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from msa_jax.config import ConfigError
+from msa_jax.data.records import Document, RecordError
+from msa_jax.data.splitting import TextPart, split_text
+from msa_jax.data.templates import PromptBuilder
+from msa_jax.engine.encode import Encoder
+from msa_jax.engine.loading import LoadedModel
+from msa_jax.memory.chunks import Chunks
+from msa_jax.memory.store import EncodedDocument, Part, Passage, Store
+
+# Of a slice: arrays of this size, and not more work than one would like to lose.
+_SLICE_BYTES = 2**29
+_SLICE_TOKENS = 2**20
+# A guess, to cut slices before anything is tokenised.
+_CHARACTERS_PER_TOKEN = 3
+# No template uses more tokens for the names of a document than for one of these.
+_SAMPLE_IDS = np.linspace(10**7, 10**8 - 1, num=256, dtype=int).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of documents.
+
+    Attributes:
+        added: documents that are new.
+        updated: documents that replaced another of their key.
+        unchanged: documents that were there already.
+        empty: documents without text; one of the same key is gone now.
+        parts: of the documents added and updated.
+        tokens: of these parts.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    empty: int = 0
+    parts: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        sums = map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+        return Counts(*sums)
+
+
+class PartWriter:
+    """Cuts documents into parts that memory can hold, and says how they are written.
+
+    Attributes:
+        max_text_tokens: what the template leaves to the text of a part.
+    """
+
+    def __init__(self, builder: PromptBuilder, max_document_tokens: int):
+        """Measures the template.
+
+        Raises:
+            ConfigError: if it takes all of `max_document_tokens`.
+        """
+        self._builder, self._max_document_tokens = builder, max_document_tokens
+        wrap_tokens = max(sum(map(len, builder.document_wrap(i))) for i in _SAMPLE_IDS)
+        self.max_text_tokens = max_document_tokens - wrap_tokens
+        if self.max_text_tokens < 1:
+            raise ConfigError(
+                f"max_document_tokens ({max_document_tokens}) must exceed the {wrap_tokens} tokens "
+                "that the template puts around a document."
+            )
+
+    def split(self, documents: Sequence[Document]) -> list[list[TextPart]]:
+        """The parts of each document; none of one without text."""
+        # Most documents are one part, and encoding them together is fastest.
+        small = [len(document.text) <= 8 * self.max_text_tokens for document in documents]
+        texts = (
+            self._builder.document_text(dataclasses.replace(document, text=document.text.strip()))
+            for document, is_small in zip(documents, small, strict=True)
+            if is_small
+        )
+        encoded = iter(self._builder.tokenizer.encode_batch(texts))
+        return [
+            self._parts(document, next(encoded) if is_small else None)
+            for document, is_small in zip(documents, small, strict=True)
+        ]
+
+    def write(self, part_id: int, text_tokens: np.ndarray) -> np.ndarray:
+        """A part as memory holds it; a name longer than usual takes the place of the last words."""
+        name_tokens = sum(map(len, self._builder.document_wrap(part_id)))
+        return self._builder.document(
+            part_id, text_tokens[: self._max_document_tokens - name_tokens]
+        )
+
+    def _parts(self, document: Document, tokens: np.ndarray | None) -> list[TextPart]:
+        text = document.text
+        if not text.strip():
+            return []
+        if tokens is not None and len(tokens) <= self.max_text_tokens:
+            start = len(text) - len(text.lstrip())
+            return [TextPart(start, len(text.rstrip()), tokens)]
+        tokenizer, title = self._builder.tokenizer, document.title
+        title_tokens = tokenizer.encode(title)
+        if 2 * len(title_tokens) > self.max_text_tokens:
+            # A title is not split; half of a part is enough of it.
+            title = tokenizer.decode(title_tokens[: self.max_text_tokens // 2]).rstrip("\ufffd")
+
+        def write(text: str, is_first: bool) -> str:
+            return self._builder.document_text(Document("", text, title if is_first else ""))
+
+        return split_text(text, self.max_text_tokens, tokenizer, write)
+
+
+def part_text(builder: PromptBuilder, passage: Passage) -> str:
+    """What was encoded of a part, but for its names: the title goes with the first part."""
+    title = passage.title if passage.part == 0 else ""
+    return builder.document_text(Document(passage.key, passage.text, title))
+
+
+class _Slice(NamedTuple):
+    """Documents that go into one commit.
+
+    Attributes:
+        documents: those to encode.
+        parts: of each document.
+        tokens: of every part of all documents, as memory holds it.
+        removed: keys of the bank whose documents are without text now.
+        counts: of this slice.
+    """
+
+    documents: list[Document]
+    parts: list[list[Part]]
+    tokens: list[np.ndarray]
+    removed: list[str]
+    counts: Counts
+
+
+class Ingestor:
+    """Adds documents to a bank."""
+
+    def __init__(self, loaded: LoadedModel, encoder: Encoder, store: Store):
+        """Prepares to write.
+
+        Args:
+            loaded: the model whose text it is.
+            encoder: with the layout of the bank.
+            store: open for writing.
+
+        Raises:
+            ConfigError: if the template takes all of the layout's `max_document_tokens`.
+        """
+        layout = store.layout
+        self._encoder, self._store = encoder, store
+        self._writer = PartWriter(loaded.builder, layout.max_document_tokens)
+        self._chunk_tokens = layout.pooling_kernel_size
+        slice_chunks = _SLICE_BYTES // sum(layout.bytes_per_chunk())
+        self._slice_tokens = min(_SLICE_TOKENS, slice_chunks * self._chunk_tokens)
+
+    def add(
+        self,
+        documents: Iterable[Document],
+        on_planned: Callable[[int], None] = lambda tokens: None,
+        on_encoded: Callable[[int], None] = lambda tokens: None,
+    ) -> Counts:
+        """Adds documents, or replaces those of their key; what is there unchanged is skipped.
+
+        When it fails, slices that were committed stay, and the same call goes on from there.
+
+        Args:
+            documents: may be more than memory holds; keys must differ.
+            on_planned: called, in another thread, with the tokens of each slice when it is read.
+            on_encoded: called with the tokens of each batch when it is encoded.
+
+        Raises:
+            RecordError: if a key occurs twice, or `documents` finds a bad record.
+            ConfigError: if a part cannot be encoded.
+            StoreError: if the bank cannot be written.
+        """
+        total, slices = Counts(), self._slices(documents)
+        with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+            commit: Future | None = None
+            upcoming = reading.submit(self._prepare_next, slices, on_planned)
+            while (current := upcoming.result()) is not None:
+                upcoming = reading.submit(self._prepare_next, slices, on_planned)
+                chunks = self._encoder.encode(current.tokens, on_encoded)
+                if commit is not None:
+                    commit.result()
+                commit = writing.submit(self._commit, current, chunks)
+                total += current.counts
+            if commit is not None:
+                commit.result()
+        return total
+
+    def _slices(self, documents: Iterable[Document]) -> Iterator[list[Document]]:
+        seen: set[str] = set()
+        documents_of_slice, tokens = [], 0
+        for document in documents:
+            if document.id in seen:
+                raise RecordError(f"document {document.id!r} is given twice; give each key once.")
+            seen.add(document.id)
+            documents_of_slice.append(document)
+            # Rounded up, since the smallest document takes a chunk.
+            tokens += self._chunk_tokens + len(document.text) // _CHARACTERS_PER_TOKEN
+            if tokens >= self._slice_tokens:
+                yield documents_of_slice
+                documents_of_slice, tokens = [], 0
+        if documents_of_slice:
+            yield documents_of_slice
+
+    def _prepare_next(
+        self, slices: Iterator[list[Document]], on_planned: Callable[[int], None]
+    ) -> _Slice | None:
+        given = next(slices, None)
+        if given is None:
+            return None
+        prepared = self._prepare(given)
+        on_planned(prepared.counts.tokens)
+        return prepared
+
+    def _prepare(self, given: Sequence[Document]) -> _Slice:
+        """Splits and names what has changed of a slice."""
+        unchanged = self._store.unchanged(given)
+        new = [document for document, same in zip(given, unchanged, strict=True) if not same]
+        texts = self._writer.split(new)
+        documents = [document for document, pieces in zip(new, texts, strict=True) if pieces]
+        empty = [document.id for document, pieces in zip(new, texts, strict=True) if not pieces]
+        texts = [pieces for pieces in texts if pieces]
+        ids = iter(self._store.reserve_ids(sum(map(len, texts))))
+        tokens, parts = [], []
+        for pieces in texts:
+            own = []
+            for piece in pieces:
+                part_id = next(ids)
+                tokens.append(self._writer.write(part_id, piece.tokens))
+                length = len(tokens[-1])
+                num_chunks = -(-length // self._chunk_tokens)
+                own.append(Part(part_id, piece.start, piece.stop, length, num_chunks))
+            parts.append(own)
+        updated = sum(document.id in self._store for document in documents)
+        counts = Counts(
+            added=len(documents) - updated,
+            updated=updated,
+            unchanged=sum(unchanged),
+            empty=len(empty),
+            parts=len(tokens),
+            tokens=sum(map(len, tokens)),
+        )
+        removed = [key for key in empty if key in self._store]
+        return _Slice(documents, parts, tokens, removed, counts)
+
+    def _commit(self, current: _Slice, chunks: Chunks) -> None:
+        puts, first = [], 0
+        for document, parts in zip(current.documents, current.parts, strict=True):
+            stop = first + sum(part.chunks for part in parts)
+            puts.append(EncodedDocument(document, tuple(parts), chunks[first:stop]))
+            first = stop
+        self._store.commit(puts, deletes=current.removed)
