@@ -25,7 +25,7 @@ from msa_jax.engine.decoding import NOTHING, STEPS_PER_CALL
 from msa_jax.engine.sampling import Sampler, SamplingConfig
 from msa_jax.modules.state import Memory, Routing
 from msa_jax.modules.transformer import Transformer
-from msa_jax.typing import Array, Int, PyTree
+from msa_jax.typing import Array, Float, Int, PyTree
 
 
 class Generator:
@@ -109,6 +109,11 @@ class Session:
             return None
         on_host = jax.device_get((self._routing.top_scores, self._routing.top_docs))
         return Routing(*(x[:, 0, : self._num_sequences] for x in on_host))
+
+    @property
+    def logits(self) -> Float[np.ndarray, "B V"]:
+        """Of each sequence's next token, on the host."""
+        return np.asarray(self._state.logits)[: self._num_sequences]
 
     def extend(self, tokens: Sequence[Sequence[int] | np.ndarray]) -> None:
         """Appends tokens to each sequence (none to some) without routing."""

@@ -89,7 +89,7 @@ def measure_scaling(
     data = dataclasses.replace(
         data, documents=config.documents, questions=config.questions, shuffle_labels=False
     )
-    held_out = _HeldOut(TextDataset.load(data, model.config.memory), config)
+    held_out = HeldOut(TextDataset.load(data, model.config.memory), config)
     total = int(held_out.lengths.sum())
     if total < max(config.memory_tokens):
         raise ConfigError(
@@ -136,7 +136,7 @@ class _Answer:
     id_is_right: bool
 
 
-class _HeldOut:
+class HeldOut:
     """Documents with their ids, and questions as prompts."""
 
     def __init__(self, dataset: TextDataset, config: ScalingConfig):
@@ -156,15 +156,15 @@ class _HeldOut:
         self._dataset = dataset
         self._seed, self._kinds = config.seed, config.kinds
         self._names = [builder.retrieved([doc_id]).tokens[:-1] for doc_id in ids.tolist()]
-        self._prompts = [
+        self.prompts = [
             token_block(builder, builder.prompt(question.question))
             for question in dataset.questions
         ]
-        self._positives = [[part for hop in hops for part in hop] for hops in dataset.hops]
+        self.positives = [[part for hop in hops for part in hop] for hops in dataset.hops]
 
     def batches(self, batch_size: int) -> list[np.ndarray]:
         """Indexes of questions; the last batch is filled up with its last question."""
-        indexes = np.arange(len(self._prompts))
+        indexes = np.arange(len(self.prompts))
         padded = np.append(indexes, np.repeat(indexes[-1], -len(indexes) % batch_size))
         return list(padded.reshape(-1, batch_size))
 
@@ -172,9 +172,9 @@ class _HeldOut:
         self, generator: Generator, memory: Memory, batch: np.ndarray, memory_tokens: int
     ) -> list[_Answer]:
         """Routes and generates an id for a batch of questions."""
-        doc_mask = np.stack([self._memory_of(index, memory_tokens) for index in batch])
+        doc_mask = np.stack([self.memory_of(index, memory_tokens) for index in batch])
         index = dataclasses.replace(memory.index, doc_mask=doc_mask[None])
-        prompts = [self._prompts[question] for question in batch]
+        prompts = [self.prompts[question] for question in batch]
         longest_name = max(len(name) for name in self._names)
         session = generator.start(prompts, Memory(memory.layers, index), room=longest_name)
         top_docs, generated = session.routing.top_docs, session.complete(longest_name)
@@ -184,11 +184,16 @@ class _HeldOut:
         ]
         return answers[: len(np.unique(batch))]
 
-    def _memory_of(self, question: int, memory_tokens: int) -> np.ndarray:
+    def kind(self, question: int) -> str:
+        """What the question is reported under."""
+        question_id = self._dataset.questions[question].id
+        return next((kind for kind in self._kinds if question_id.startswith(kind)), "question")
+
+    def memory_of(self, question: int, memory_tokens: int) -> np.ndarray:
         """`[M]` the documents of a question's memory; nested over `memory_tokens`."""
         count = len(self.documents)
         rng = np.random.default_rng((self._seed, question))
-        own = np.concatenate([self._positives[question], self._dataset.negatives[question]])
+        own = np.concatenate([self.positives[question], self._dataset.negatives[question]])
         order = np.concatenate([own.astype(int), rng.permutation(count)])
         _, first = np.unique(order, return_index=True)
         order = order[np.sort(first)]
@@ -200,7 +205,7 @@ class _HeldOut:
     def _grade(
         self, question: int, generated: np.ndarray, top_docs: np.ndarray, documents: int
     ) -> _Answer:
-        positives = self._positives[question]
+        positives = self.positives[question]
         found = np.isin(top_docs, positives)
         recall = {
             f"recall@{n}": found[:, :n].sum(axis=1) / len(positives)
@@ -208,9 +213,7 @@ class _HeldOut:
         }
         names = [self._names[part] for part in positives]
         is_right = any(np.array_equal(generated[: len(name)], name) for name in names)
-        question_id = self._dataset.questions[question].id
-        kind = next((kind for kind in self._kinds if question_id.startswith(kind)), "question")
-        return _Answer(kind, documents, top_docs.shape[-1], recall, is_right)
+        return _Answer(self.kind(question), documents, top_docs.shape[-1], recall, is_right)
 
 
 def _by_kind(

@@ -118,9 +118,9 @@ def test_parameters_on_a_mesh_are_measured_there_with_the_same_result(corpus, mo
 def test_memories_are_nested_and_hold_what_the_question_needs(corpus, model):
     evaluation, data = configs(corpus)
     dataset = scaling.TextDataset.load(data, model.config.memory)
-    held_out = scaling._HeldOut(dataset, evaluation)
+    held_out = scaling.HeldOut(dataset, evaluation)
     for question in range(len(WORDS)):
-        small, large = (held_out._memory_of(question, size) for size in evaluation.memory_tokens)
+        small, large = (held_out.memory_of(question, size) for size in evaluation.memory_tokens)
         assert not (small & ~large).any()
         assert small[question] and small[(question + 1) % len(WORDS)]
         assert held_out.lengths[large].sum() <= 150
@@ -128,7 +128,7 @@ def test_memories_are_nested_and_hold_what_the_question_needs(corpus, model):
 
 def test_a_generated_id_is_right_only_if_it_is_that_of_a_positive(corpus, model):
     evaluation, data = configs(corpus)
-    held_out = scaling._HeldOut(scaling.TextDataset.load(data, model.config.memory), evaluation)
+    held_out = scaling.HeldOut(scaling.TextDataset.load(data, model.config.memory), evaluation)
     top_docs = np.array([[3, 5]])
     right = held_out._grade(3, np.append(held_out._names[3], 7), top_docs, documents=9)
     wrong = held_out._grade(3, np.append(held_out._names[4], 7), top_docs, documents=9)
