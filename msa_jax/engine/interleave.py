@@ -52,12 +52,11 @@ class InterleaveConfig:
     constrain: str = "routed"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self)[:-1]:
-            value, least = getattr(self, field.name), 0 if field.name == "max_rounds" else 1
+        names = ("max_rounds", "max_documents_per_round", "max_documents", "max_original_tokens")
+        for name, least in zip(names, (0, 1, 1, 1), strict=True):
+            value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"{field.name} must be a whole number from {least} on, not {value!r}."
-                )
+                raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}.")
         if self.constrain not in CONSTRAINTS:
             raise ConfigError(
                 f"constrain must be one of {', '.join(CONSTRAINTS)}, not {self.constrain!r}."
@@ -160,8 +159,7 @@ def interleave(
     repeated = collections.Counter()
     asked = []
     for index, question in enumerate(questions):
-        closing = config.max_rounds == 0
-        asked.append(_Asked(index, question, repeated[question], closing))
+        asked.append(_Asked(index, question, repeated[question], closing=config.max_rounds == 0))
         repeated[question] += 1
     waiting = asked
     while waiting:
@@ -290,11 +288,13 @@ class _Loop:
             for row in going:
                 spellers[row].advance(chosen[row])
                 ahead[row] = [chosen[row], *spellers[row].follow()]
-        for row in rows:
-            # Who named documents is prefilled anew; the others go on from `stop`.
-            after_stop = _tokens(self.builder.closing(asked[row].question)[1:])
-            ahead[row] = [] if spellers[row].named else [*ahead[row], *after_stop]
-        session.extend([ahead.get(row, []) for row in range(len(asked))])
+        # Who named documents is prefilled anew; the others go on from `stop`.
+        closings = {
+            row: [*ahead[row], *_tokens(self.builder.closing(asked[row].question)[1:])]
+            for row in rows
+            if not spellers[row].named
+        }
+        session.extend([closings.get(row, []) for row in range(len(asked))])
         return [tuple(spellers[row].named) if row in spellers else () for row in range(len(asked))]
 
     def _speller(self, one: _Asked, routed: np.ndarray) -> Speller:
