@@ -263,13 +263,13 @@ class _Loop:
         self, session: Session, count: int
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Slots, ids and scores `[L, k]` of each question."""
-        if session.routing is None:
+        routing = session.routing
+        if routing is None:
             nothing = np.zeros((0, 0), np.int32)
             return [(nothing, nothing, nothing.astype(np.float32))] * count
-        slots = session.routing.top_docs
+        slots, scores = routing.top_docs, routing.top_scores
         ids = np.full(slots.shape, -1, np.int64)
         ids[slots >= 0] = self.library.ids_of(slots[slots >= 0])
-        scores = session.routing.top_scores
         return [(slots[:, row], ids[:, row], scores[:, row]) for row in range(count)]
 
     def _name(
