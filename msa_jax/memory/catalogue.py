@@ -15,8 +15,6 @@ import json
 import pathlib
 import sqlite3
 import struct
-import urllib.parse
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 
 from msa_jax.data.records import Document
 from msa_jax.memory.chunks import Layout
+from msa_jax.memory.database import Database
 from msa_jax.memory.parts import EncodedDocument, PartTable, Passage, StoreError, spans
 from msa_jax.memory.segments import Block, Run, block_bytes
 from msa_jax.typing import Int
@@ -57,16 +56,6 @@ COMMIT;
 
 _LIVE = "NOT EXISTS (SELECT 1 FROM removed WHERE removed.id = documents.id)"
 
-_ADVICE = {
-    "SQLITE_FULL": "the disk is full; make room and try again",
-    "SQLITE_IOERR": "the file cannot be read or written; look at the disk",
-    "SQLITE_BUSY": "another process holds it; try again",
-    "SQLITE_READONLY": "it cannot be written; open the bank for writing",
-    "SQLITE_CANTOPEN": "it cannot be opened; look at its permissions",
-    "SQLITE_CORRUPT": "it is damaged; restore the bank from a copy",
-    "SQLITE_NOTADB": "it is damaged; restore the bank from a copy",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -92,63 +81,28 @@ class Entry:
 
 
 def create(path: pathlib.Path, description: Mapping[str, Any]) -> None:
-    """Makes an empty catalogue, durably."""
-    text = json.dumps(description)
-    with contextlib.closing(_connect(path, "rwc")) as connection, _clear(path):
-        connection.executescript(_SCHEMA)
-        connection.execute("INSERT INTO bank VALUES (?, ?)", _sealed(text))
-        connection.execute("INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?)", _sealed(*[0] * 6))
+    """Makes an empty catalogue."""
+    with contextlib.closing(Database(path, "x")) as database:
+        database.script(_SCHEMA)
+        database.insert("bank", [(json.dumps(description),)])
+        database.insert("commits", [dataclasses.astuple(State(0, 0, 0, 0, 0, 0))])
 
 
-class Catalogue:
-    """An open catalogue; its methods must not be called by two threads at once.
+class Catalogue(Database):
+    """An open catalogue.
 
     Attributes:
-        path: of the file.
         description: what it was created with.
     """
 
     def __init__(self, path: pathlib.Path, write: bool):
-        self.path = path
-        with _clear(path):
-            self._connection = _connect_writer(path) if write else _connect_reader(path)
+        super().__init__(path, "w" if write else "r")
         try:
             self._check_format()
-            (text,) = self._one("SELECT * FROM bank", "the bank's description")
+            (text,) = self._one("the bank's description", "SELECT * FROM bank")
             self.description = json.loads(text)
         except BaseException:
-            self._connection.close()
-            raise
-
-    def close(self) -> None:
-        """Closes the file; the last one that wrote leaves no log behind."""
-        self._connection.close()
-
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """What is read inside belongs to one version; part of a transaction if there is one."""
-        with _clear(self.path):
-            nested = self._connection.in_transaction
-        if nested:
-            yield
-            return
-        self.rows("BEGIN")
-        try:
-            yield
-        finally:
-            self.rows("COMMIT")
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All that is written inside becomes visible and durable at once, or none of it."""
-        self.rows("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.rows("COMMIT")
-        except BaseException:
-            # SQLite has already rolled back after some errors.
-            if self._connection.in_transaction:
-                self._connection.rollback()
+            self.close()
             raise
 
     # Reading.
@@ -156,11 +110,11 @@ class Catalogue:
     def state(self) -> State:
         """The bank after its last commit."""
         query = "SELECT * FROM commits ORDER BY version DESC LIMIT 1"
-        return State(*self._one(query, "the last commit"))
+        return State(*self._one("the last commit", query))
 
     def last_id(self, version: int) -> int:
         """The highest id that had ever been committed up to a version."""
-        rows = self._checked("SELECT * FROM commits WHERE version = ?", "a commit", version)
+        rows = self.checked("a commit", "SELECT * FROM commits WHERE version = ?", version)
         if not rows:
             raise StoreError(f"{self.path}: there is no version {version}; start from version 0.")
         return rows[0][1]
@@ -178,7 +132,7 @@ class Catalogue:
     def find(self, key: str) -> Entry | None:
         """The live document of a key."""
         query = f"SELECT * FROM documents WHERE key = ? AND {_LIVE}"
-        for row in self._checked(query, f"document {key!r}", key):
+        for row in self.checked(f"document {key!r}", query, key):
             return Entry(row[0], *row[4:])
         return None
 
@@ -195,13 +149,13 @@ class Catalogue:
     def removed(self, since: int) -> Int[np.ndarray, " n"]:
         """Ids of parts that were removed after a version, ascending."""
         query = "SELECT * FROM removed WHERE version > ?"
-        rows = self._checked(query, "a removal", since)
+        rows = self.checked("a removal", query, since)
         return np.sort(_part_ids([row[:2] for row in rows]))
 
     def placed(self, after: int) -> tuple[PartTable, int]:
         """Parts, removed ones too, of the blocks after number `after`; and the last number."""
         query = "SELECT * FROM blocks WHERE number > ? ORDER BY number"
-        rows = self._checked(query, "a block", after)
+        rows = self.checked("a block", query, after)
         numbers, ids, chunks = ([row[at] for row in rows] for at in (0, 6, 7))
         parts_of = np.array([len(blob) // 8 for blob in ids], np.int64)
         ids, chunks = (np.frombuffer(b"".join(blobs), "<i8") for blobs in (ids, chunks))
@@ -213,26 +167,27 @@ class Catalogue:
 
     def block(self, number: int) -> Block | None:
         """A block; None if it was compacted away."""
-        for row in self._checked("SELECT * FROM blocks WHERE number = ?", "a block", number):
+        for row in self.checked("a block", "SELECT * FROM blocks WHERE number = ?", number):
             return Block(*row[1:6])
         return None
 
     def blocks(self) -> dict[int, Block]:
         """All blocks by number."""
-        rows = self._checked("SELECT * FROM blocks ORDER BY segment, start", "a block")
+        rows = self.checked("a block", "SELECT * FROM blocks ORDER BY segment, start")
         return {row[0]: Block(*row[1:6]) for row in rows}
 
     def ends(self, layout: Layout) -> dict[int, int]:
         """How many bytes of each segment belong to blocks."""
         query = "SELECT number, max(start) FROM blocks GROUP BY segment ORDER BY segment"
-        last = [self.block(number) for number, _ in self.rows(query)]
+        with self.snapshot():
+            last = [self.block(number) for number, _ in self.rows(query)]
         return {x.segment: x.start + block_bytes(layout, x.num_chunks) for x in last}
 
     def passage(self, part_id: int) -> Passage:
         """The original of a part; of a removed one, too, until compaction has purged it."""
-        parts = self._checked("SELECT * FROM parts WHERE id = ?", f"part {part_id}", part_id)
+        parts = self.checked(f"part {part_id}", "SELECT * FROM parts WHERE id = ?", part_id)
         query = "SELECT * FROM documents WHERE id <= ? ORDER BY id DESC LIMIT 1"
-        documents = self._checked(query, f"the document of part {part_id}", part_id)
+        documents = self.checked(f"the document of part {part_id}", query, part_id)
         if not parts or not documents:
             raise StoreError(
                 f"{self.path}: there is no part {part_id}; it was removed, or never was."
@@ -255,12 +210,12 @@ class Catalogue:
 
     def add_documents(self, documents: Sequence[EncodedDocument]) -> None:
         """Adds documents and their parts."""
-        self._insert("documents", map(_document_row, documents))
-        self._insert("parts", itertools.chain.from_iterable(map(_part_rows, documents)))
+        self.insert("documents", map(_document_row, documents))
+        self.insert("parts", itertools.chain.from_iterable(map(_part_rows, documents)))
 
     def remove(self, entries: Sequence[Entry], version: int) -> None:
         """Adds the tombstones of documents."""
-        self._insert("removed", [(entry.id, entry.parts, version) for entry in entries])
+        self.insert("removed", [(entry.id, entry.parts, version) for entry in entries])
 
     def add_blocks(self, blocks: Iterable[tuple[Block, Run]]) -> None:
         """Adds blocks and the parts that each holds."""
@@ -270,7 +225,7 @@ class Catalogue:
             (number, *dataclasses.astuple(block), _blob(run.ids), _blob(run.counts))
             for number, (block, run) in enumerate(blocks, start=(last or 0) + 1)
         )
-        self._insert("blocks", rows)
+        self.insert("blocks", rows)
 
     def drop_segment(self, segment: int) -> None:
         """Deletes the blocks of a segment, whose number is not used again."""
@@ -280,30 +235,19 @@ class Catalogue:
     def purge(self) -> None:
         """Deletes the texts of removed documents; their ids remain, as tombstones."""
         found = "FROM documents JOIN removed USING (id)"
-        with _clear(self.path):
-            self._connection.executemany(
-                "DELETE FROM parts WHERE id >= ? AND id < ?",
-                self.rows(f"SELECT id, id + removed.parts {found}"),
-            )
+        purged = self.rows(f"SELECT id, id + removed.parts {found}")
+        self.change("DELETE FROM parts WHERE id >= ? AND id < ?", purged)
         self.rows("DELETE FROM documents WHERE id IN (SELECT id FROM removed)")
 
     def add_commit(self, state: State) -> None:
         """Makes `state` the last one."""
-        self._insert("commits", [dataclasses.astuple(state)])
+        self.insert("commits", [dataclasses.astuple(state)])
 
     def shrink(self) -> None:
         """Gives free pages back, outside a transaction, and empties the log."""
-        with _clear(self.path):
-            # A pragma that returns no rows does one step in `execute`, and all in a script.
-            self._connection.executescript("PRAGMA incremental_vacuum")
+        # A pragma that returns no rows takes one step in a query, and all of them in a script.
+        self.script("PRAGMA incremental_vacuum")
         self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    # SQL.
-
-    def rows(self, query: str, *values: Any) -> list[tuple]:
-        """What a query finds."""
-        with _clear(self.path):
-            return self._connection.execute(query, values).fetchall()
 
     def has_its_schema(self) -> bool:
         """Whether the tables are as they were made."""
@@ -312,34 +256,10 @@ class Catalogue:
             fresh.executescript(_SCHEMA)
             return self.rows(query) == fresh.execute(query).fetchall()
 
-    def count_damaged(self, table: str) -> int:
-        """How many rows of a table do not have their checksum."""
-        with _clear(self.path):
-            rows = self._connection.execute(f"SELECT * FROM {table}")
-            return sum(checksum(*row[:-1]) != row[-1] for row in rows)
-
-    def _insert(self, table: str, rows: Iterable[tuple]) -> None:
-        sealed = [_sealed(*row) for row in rows]
-        if sealed:
-            marks = ", ".join("?" * len(sealed[0]))
-            with _clear(self.path):
-                self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", sealed)
-
-    def _checked(self, query: str, what: str, *values: Any) -> list[tuple]:
-        """Rows that end with their checksum, without it."""
-        return [self._check(row, what) for row in self.rows(query, *values)]
-
-    def _one(self, query: str, what: str) -> Sequence[Any]:
-        for row in self._checked(query, what):
+    def _one(self, what: str, query: str) -> tuple:
+        for row in self.checked(what, query):
             return row
         raise StoreError(f"{self.path}: {what} is missing; restore the bank from a copy.")
-
-    def _check(self, row: Sequence[Any], what: str) -> Sequence[Any]:
-        if checksum(*row[:-1]) != row[-1]:
-            raise StoreError(
-                f"{self.path}: the row of {what} is damaged; restore the bank from a copy."
-            )
-        return row[:-1]
 
     def _check_format(self) -> None:
         application = self.rows("PRAGMA application_id")[0][0]
@@ -351,16 +271,6 @@ class Catalogue:
                 f"{self.path}: the bank has format {version} and this program knows formats up to "
                 f"{FORMAT}; update msa_jax."
             )
-
-
-def checksum(*values: Any) -> int:
-    """CRC-32 of the values of a row and their types."""
-    crc = 0
-    for value in values:
-        data = value if isinstance(value, bytes) else str(value).encode()
-        crc = zlib.crc32(f"{type(value).__name__} {len(data)} ".encode(), crc)
-        crc = zlib.crc32(data, crc)
-    return crc
 
 
 def metadata_json(document: Document) -> str:
@@ -391,10 +301,6 @@ def _utf8(document: Document, text: str) -> bytes:
         ) from None
 
 
-def _sealed(*values: Any) -> tuple:
-    return *values, checksum(*values)
-
-
 def _blob(numbers: Sequence[int]) -> bytes:
     return np.asarray(numbers, "<i8").tobytes()
 
@@ -417,49 +323,3 @@ def _part_rows(encoded: EncodedDocument) -> Iterator[tuple]:
     cuts = [0, *(part.start for part in parts[1:]), len(text)]
     for part, (start, stop) in zip(parts, itertools.pairwise(cuts), strict=True):
         yield part.id, part.start, part.stop, part.tokens, text[start:stop]
-
-
-def _connect(path: pathlib.Path, mode: str) -> sqlite3.Connection:
-    uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
-
-
-def _connect_writer(path: pathlib.Path) -> sqlite3.Connection:
-    connection = _connect(path, "rw")
-    # A commit is on disk when it returns; deleted text is overwritten and not only let go.
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA secure_delete = ON")
-    return connection
-
-
-def _connect_reader(path: pathlib.Path) -> sqlite3.Connection:
-    connection = _connect(path, "ro")
-    try:
-        connection.execute("PRAGMA user_version").fetchall()
-        return connection
-    except sqlite3.OperationalError:
-        # Readers share their locks in a file beside the catalogue; where none can be made, nobody
-        # writes either, and the catalogue is all there is, unless a log is left over.
-        connection.close()
-        log = path.with_name(path.name + "-wal")
-        if log.exists() and log.stat().st_size:
-            raise
-        return _connect(path, "ro&immutable=1")
-
-
-@contextlib.contextmanager
-def _clear(path: pathlib.Path) -> Iterator[None]:
-    """Says what is wrong in a sentence of ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", None) or ""
-        advice = next((text for key, text in _ADVICE.items() if name.startswith(key)), "")
-        raise StoreError(f"{path}: {advice or 'it cannot be used'} ({error}).") from error
-    except UnicodeDecodeError as error:
-        advice = _ADVICE["SQLITE_CORRUPT"]
-        raise StoreError(f"{path}: {advice} ({error}).") from error
-    except (UnicodeEncodeError, OverflowError) as error:
-        raise StoreError(
-            f"{path}: no document has such a key, or part such an id ({error})."
-        ) from None

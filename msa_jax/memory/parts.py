@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,11 @@ class Part:
     stop: int
     tokens: int
     chunks: int
+
+    def __post_init__(self):
+        # SQLite would take NumPy's integers for bytes.
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, operator.index(getattr(self, field.name)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,8 +227,8 @@ class Store:
         """
         with self._lock, self._catalogue.snapshot():
             state, table = self._arrays.refresh()
-            first = np.searchsorted(table.ids, self._catalogue.last_id(since), "right")
-            return Changes(state.version, table[first:], self._catalogue.removed(since))
+            first = np.searchsorted(table.ids, self._catalogue.last_id(int(since)), "right")
+            return Changes(state.version, table[first:], self._catalogue.removed(int(since)))
 
     def select(self, filters: Mapping[str, Any]) -> Int[np.ndarray, " n"]:
         """Ids, ascending, of live parts of documents that meet all filters.

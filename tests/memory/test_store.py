@@ -163,6 +163,15 @@ def test_unchanged_compares_all_that_a_document_says(store):
     assert store.unchanged([same]) == [False]
 
 
+def test_integers_may_be_numpys(store):
+    document = Document("a", "some")
+    part = Part(*np.array([1, 0, 4, 4, 1]))
+    store.commit([EncodedDocument(document, (part,), arrays("asome", 1))])
+    assert store.passage(np.int64(1)).text == "some"
+    assert store.changes(np.int64(0)).added.ids.tolist() == [1]
+    assert store.verify() == []
+
+
 def test_text_between_parts_is_kept_for_the_next_reader(store):
     """Parts may leave out white space; what they say is unaffected."""
     document = Document("a", "  one\n\n two ")
