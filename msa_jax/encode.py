@@ -27,15 +27,21 @@ from msa_jax import cli
 from msa_jax.checkpoint.key_map import parameter_shapes
 from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.sources import DocumentSource, open_source
-from msa_jax.engine.encode import Encoder, bank_layout
-from msa_jax.engine.ingest import Counts, Ingestor, PartWriter
+from msa_jax.engine.encode import Encoder
+from msa_jax.engine.ingest import (
+    DEFAULT_DOCUMENT_TOKENS,
+    Counts,
+    Ingestor,
+    PartWriter,
+    create_bank,
+    new_layout,
+)
 from msa_jax.engine.loading import LoadedModel, describe_model, fingerprint, load_model
 from msa_jax.memory.chunks import DTYPES, Layout
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import Budget, format_bytes, plan_tiers
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 
-DEFAULT_DOCUMENT_TOKENS = 512
 # Documents that are split at once for an estimate.
 _ESTIMATED_AT_ONCE = 1024
 
@@ -98,16 +104,6 @@ def main(arguments: Sequence[str]) -> None:
         encoder = Encoder(loaded.model, loaded.params, store.layout, mesh)
         counts = _ingest(Ingestor(loaded, encoder, store), source)
         print(_summary(store, counts, time.perf_counter() - started))
-
-
-def bank_facts(loaded: LoadedModel) -> dict[str, str | None]:
-    """What a bank remembers, so that nobody has to name its model again."""
-    return {
-        "checkpoint": loaded.source,
-        "tokenizer": loaded.tokenizer_source,
-        "template": loaded.template_name,
-        "dtype": loaded.config.dtype,
-    }
 
 
 def estimate() -> str:
@@ -201,8 +197,7 @@ def _load(facts: dict) -> tuple[LoadedModel, Mesh | None]:
 
 
 def _new_layout(loaded: LoadedModel) -> Layout:
-    longest = _MAX_DOCUMENT_TOKENS.value or loaded.max_document_tokens or DEFAULT_DOCUMENT_TOKENS
-    return bank_layout(loaded.config, longest, _KEY_DTYPE.value, _CONTENT_DTYPE.value)
+    return new_layout(loaded, _MAX_DOCUMENT_TOKENS.value, _KEY_DTYPE.value, _CONTENT_DTYPE.value)
 
 
 def _facts(bank: str) -> dict[str, str | None]:
@@ -229,7 +224,7 @@ def _open_bank(bank: str, loaded: LoadedModel) -> Store:
     """The bank, open for writing."""
     if Store.exists(bank):
         return Store.open(bank, write=True, fingerprint=fingerprint(loaded))
-    return Store.create(bank, _new_layout(loaded), fingerprint(loaded), bank_facts(loaded))
+    return create_bank(bank, loaded, _new_layout(loaded))
 
 
 def _ingest(ingestor: Ingestor, source: DocumentSource) -> Counts:

@@ -22,7 +22,7 @@ from msa_jax.data.examples import token_block
 from msa_jax.data.records import Document
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.generate import Generator
-from msa_jax.engine.ingest import Counts, Ingestor, part_text
+from msa_jax.engine.ingest import Counts, Ingestor, create_bank, new_layout, part_text
 from msa_jax.engine.interleave import (
     Conversation,
     InterleaveConfig,
@@ -145,6 +145,41 @@ class Engine:
         self._names: NameTable | None = None
 
     @classmethod
+    def create(
+        cls,
+        bank: str | os.PathLike,
+        checkpoint: str | os.PathLike,
+        *,
+        tokenizer: str | None = None,
+        template: str | None = None,
+        max_document_tokens: int | None = None,
+        key_dtype: str | None = None,
+        content_dtype: str | None = None,
+        mesh: Mesh | None = None,
+        content_tier: str | None = None,
+    ) -> Engine:
+        """Makes an empty bank for a model, and opens it for writing.
+
+        Args:
+            bank: a directory that is empty or does not exist.
+            checkpoint: workdir of a training run, or a Hugging Face folder.
+            tokenizer: packaged name or path; the checkpoint's own by default.
+            template: how text is written; by default as in training.
+            max_document_tokens: longer documents are split (`ingest.new_layout`).
+            key_dtype: of routing keys; by default the model's compute type.
+            content_dtype: of content; by default likewise.
+            mesh: devices to share the work; None for one.
+            content_tier: see `Bank`.
+
+        Raises:
+            StoreError: if no bank can be made there.
+            ConfigError: if the model is not there.
+        """
+        loaded = load_model(checkpoint, tokenizer, template, mesh=mesh)
+        layout = new_layout(loaded, max_document_tokens, key_dtype, content_dtype)
+        return cls._of(loaded, create_bank(bank, loaded, layout), mesh, content_tier)
+
+    @classmethod
     def open(
         cls,
         bank: str | os.PathLike,
@@ -177,6 +212,13 @@ class Engine:
             mesh=mesh,
         )
         store = Store.open(bank, write=write, fingerprint=fingerprint(loaded))
+        return cls._of(loaded, store, mesh, content_tier)
+
+    @classmethod
+    def _of(
+        cls, loaded: LoadedModel, store: Store, mesh: Mesh | None, content_tier: str | None
+    ) -> Engine:
+        """The engine, or a closed store if there is none."""
         with contextlib.ExitStack() as undo:
             undo.enter_context(store)
             engine = cls(loaded, store, mesh, content_tier)
@@ -278,11 +320,13 @@ class Engine:
         return Memory(memory.layers, dataclasses.replace(memory.index, doc_mask=mask))
 
     def _library(self, config: AskConfig) -> Library:
-        names = self._all_names() if config.interleave.constrain == "existing" else None
+        names = self._name_table(config) if config.interleave.constrain == "existing" else None
         return Library(self._memory(config.filters), self.bank.ids, self._originals, names)
 
-    def _all_names(self) -> NameTable:
-        """Names of all documents, made when they are first needed and kept current."""
+    def _name_table(self, config: AskConfig) -> NameTable:
+        """Names of all documents that may be named; of the whole bank, kept and kept current."""
+        if config.filters is not None:
+            return NameTable(self.loaded.builder, self.store.select(config.filters))
         ids = self.store.parts().ids
         if self._names is None:
             self._names = NameTable(self.loaded.builder)

@@ -8,6 +8,7 @@ unchanged, and encodes only the rest.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,11 +19,12 @@ from msa_jax.config import ConfigError
 from msa_jax.data.records import Document, RecordError
 from msa_jax.data.splitting import TextPart, split_text
 from msa_jax.data.templates import PromptBuilder
-from msa_jax.engine.encode import Encoder
-from msa_jax.engine.loading import LoadedModel
-from msa_jax.memory.chunks import Chunks
+from msa_jax.engine.encode import Encoder, bank_layout
+from msa_jax.engine.loading import LoadedModel, fingerprint
+from msa_jax.memory.chunks import Chunks, Layout
 from msa_jax.memory.store import EncodedDocument, Part, Passage, Store
 
+DEFAULT_DOCUMENT_TOKENS = 512
 # Of a slice: arrays of this size, and not more work than one would like to lose.
 _SLICE_BYTES = 2**29
 _SLICE_TOKENS = 2**20
@@ -124,6 +126,40 @@ def part_text(builder: PromptBuilder, passage: Passage) -> str:
     """What was encoded of a part, but for its names: the title goes with the first part."""
     title = passage.title if passage.part == 0 else ""
     return builder.document_text(Document(passage.key, passage.text, title))
+
+
+def new_layout(
+    loaded: LoadedModel,
+    max_document_tokens: int | None = None,
+    key_dtype: str | None = None,
+    content_dtype: str | None = None,
+) -> Layout:
+    """The layout of a new bank.
+
+    Args:
+        loaded: the model that is to encode it; parameters are not needed.
+        max_document_tokens: longer documents are split; by default as in training, else
+            `DEFAULT_DOCUMENT_TOKENS`.
+        key_dtype: of routing keys; by default the model's compute type.
+        content_dtype: of content; by default likewise.
+    """
+    longest = max_document_tokens or loaded.max_document_tokens or DEFAULT_DOCUMENT_TOKENS
+    return bank_layout(loaded.config, longest, key_dtype, content_dtype)
+
+
+def create_bank(path: str | os.PathLike, loaded: LoadedModel, layout: Layout) -> Store:
+    """Makes an empty bank, which remembers its model so that nobody has to name it again.
+
+    Raises:
+        StoreError: if the directory holds something, or cannot be written.
+    """
+    facts = {
+        "checkpoint": loaded.source,
+        "tokenizer": loaded.tokenizer_source,
+        "template": loaded.template_name,
+        "dtype": loaded.config.dtype,
+    }
+    return Store.create(path, layout, fingerprint(loaded), facts)
 
 
 class _Slice(NamedTuple):
