@@ -7,7 +7,7 @@ import pathlib
 import sqlite3
 import urllib.parse
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from msa_jax.memory.parts import StoreError
@@ -112,14 +112,9 @@ class Database:
                 self._connection.rollback()
 
 
-def checksum(row: Sequence[Any]) -> int:
+def checksum(row: tuple) -> int:
     """CRC-32 of the values of a row and their types."""
-    crc = 0
-    for value in row:
-        data = value if isinstance(value, bytes) else str(value).encode()
-        crc = zlib.crc32(f"{type(value).__name__} {len(data)} ".encode(), crc)
-        crc = zlib.crc32(data, crc)
-    return crc
+    return zlib.crc32(ascii(row).encode())
 
 
 def _connect(path: pathlib.Path, mode: str) -> sqlite3.Connection:

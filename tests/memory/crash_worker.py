@@ -51,7 +51,7 @@ def kill_at_random(path: str, seed: int, rounds: int = 200) -> int:
         child_rng = random.Random(rng.random())
         messages = _messages(
             lambda say, child_rng=child_rng: _change_at_random(path, child_rng, say),
-            kill_after=rng.randint(0, 4),
+            kill_after=rng.randint(0, 2),
             seconds=rng.uniform(0, 0.01),
         )
         model = _check(path, model, messages)
@@ -110,7 +110,7 @@ def _change_at_random(path: str, rng: random.Random, say: Callable[[str], None])
 
 
 def _random_change(store: Store, rng: random.Random) -> Model:
-    return {"compact": True} if rng.random() < 0.2 else _random_commit(store, rng)
+    return {"compact": True} if rng.random() < 0.3 else _random_commit(store, rng)
 
 
 def _random_commit(store: Store, rng: random.Random) -> Model:
