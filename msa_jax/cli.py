@@ -12,7 +12,8 @@ from msa_jax.config import ConfigError
 from msa_jax.data.records import RecordError
 from msa_jax.memory.store import StoreError
 
-_MENDABLE = (ConfigError, RecordError, CheckpointError, StoreError)
+# What the user of a program can mend.
+MENDABLE: tuple[type[Exception], ...] = (ConfigError, RecordError, CheckpointError, StoreError)
 
 
 def run(
@@ -31,15 +32,21 @@ def run(
     """
     if own_flags is not flags.FLAGS:
         flags.FLAGS.append_flag_values(own_flags)
+        own_flags.mark_as_parsed()  # It will be, with the others.
     try:
         app.run(_quiet(main), flags_parser=flags_parser or parse_flags)
-    except (*_MENDABLE, *mendable) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (*MENDABLE, *mendable) as error:
+        print_error(error)
         sys.exit(2)
     finally:
         if own_flags is not flags.FLAGS:
             flags.FLAGS.remove_flag_values(own_flags)
             own_flags.unparse_flags()
+
+
+def print_error(error: Exception) -> None:
+    """One line on stderr."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

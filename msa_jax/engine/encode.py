@@ -156,7 +156,7 @@ class Encoder:
             # Others would leave half of their rows or more in vain.
             fitting = np.count_nonzero(2 * lengths[order] > row_tokens)
             num_rows = self._num_rows(self._batch_tokens, row_tokens)
-            if 8 * fitting <= num_rows:
+            if 2 * fitting <= num_rows:
                 num_rows = self._num_rows(self._batch_tokens // _SMALLER, row_tokens)
             yield _Batch(order[:num_rows], num_rows, row_tokens)
             order = order[num_rows:]
