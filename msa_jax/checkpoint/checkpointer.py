@@ -20,6 +20,9 @@ from msa_jax.typing import PyTree
 
 StateT = TypeVar("StateT")
 
+# Where a run keeps its checkpoints, within its workdir.
+CHECKPOINTS = "checkpoints"
+
 # Written with the rename that completes a checkpoint.
 _COMPLETE = "_CHECKPOINT_METADATA"
 # In the name of a checkpoint that is being written.

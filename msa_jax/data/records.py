@@ -130,20 +130,17 @@ def iterate_documents(lines: Iterable[bytes], name: str) -> Iterator[Document]:
     return _records(lines, name, _parse_document)
 
 
-def open_lines(path: str | os.PathLike) -> IO[bytes]:
-    """Opens a file, decompressing it if its name ends in `.gz` or `.xz`.
-
-    Raises:
-        RecordError: if there is no such file.
-    """
-    if not os.path.isfile(path):
-        raise RecordError(f"{os.fspath(path)}: there is no such file.")
-    return _OPENERS.get(pathlib.Path(path).suffix, open)(path, "rb")
+def decompressed(file: IO[bytes], name: str | os.PathLike) -> IO[bytes]:
+    """What is in an open file, which is compressed if its name ends in `.gz` or `.xz`."""
+    opener = _OPENERS.get(pathlib.Path(name).suffix)
+    return file if opener is None else opener(file)
 
 
 def _read(path: str | os.PathLike, parse: Callable[[dict, str], T]) -> list[T]:
-    with open_lines(path) as lines:
-        return list(_records(lines, os.fspath(path), parse))
+    if not os.path.isfile(path):
+        raise RecordError(f"{os.fspath(path)}: there is no such file.")
+    with open(path, "rb") as file:
+        return list(_records(decompressed(file, path), os.fspath(path), parse))
 
 
 def _records(lines: Iterable[bytes], name: str, parse: Callable[[dict, str], T]) -> Iterator[T]:

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from msa_jax.data.records import Document, RecordError, iterate_documents, open_lines
+from msa_jax.data.records import Document, RecordError, decompressed, iterate_documents
 
 STANDARD_INPUT = "-"
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -51,24 +51,27 @@ def open_source(path: str | os.PathLike) -> DocumentSource:
         return _Folder(Path(path))
     if not os.path.exists(path):
         raise RecordError(f"{os.fspath(path)}: there is no such file or folder.")
-    return _Lines(open_lines(path), os.fspath(path), os.path.getsize(path))
+    try:
+        return _Lines(open(path, "rb"), os.fspath(path), os.path.getsize(path))
+    except OSError as error:
+        raise RecordError(f"{os.fspath(path)}: cannot be read ({error.strerror}).") from error
 
 
 class _Lines(DocumentSource):
     """JSON Lines."""
 
-    def __init__(self, lines: BinaryIO, name: str, size: int | None):
+    def __init__(self, file: IO[bytes], name: str, size: int | None):
         super().__init__(size)
-        self._lines, self._name = lines, name
+        self._file, self._name = file, name
 
     def __iter__(self) -> Iterator[Document]:
-        return iterate_documents(self._counted(), self._name)
+        with self._file:
+            yield from iterate_documents(self._lines(), self._name)
 
-    def _counted(self) -> Iterator[bytes]:
-        # Of a compressed file, the place in the file says how much is left, not the text.
-        compressed = getattr(self._lines, "fileobj", None) or getattr(self._lines, "_fp", None)
-        for line in self._lines:
-            self._read = compressed.tell() if compressed else self._read + len(line)
+    def _lines(self) -> Iterator[bytes]:
+        for line in decompressed(self._file, self._name):
+            if self._size is not None:
+                self._read = self._file.tell()
             yield line
 
 

@@ -17,6 +17,7 @@ from msa_jax.core.segments import PADDING, TokenBlock
 from msa_jax.kernels.routing import CHUNK_ALIGNMENT, RoutingKeys, quantize_keys
 from msa_jax.memory.chunks import EIGHT_BITS, Chunks, Layout
 from msa_jax.memory.content import Content
+from msa_jax.memory.parts import spans
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.modules.transformer import Transformer
 from msa_jax.typing import Array, Float, Int, PyTree
@@ -103,7 +104,7 @@ class Encoder:
         fields = self.layout.fields(int(counts.sum()))
         arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in fields.items()}
         for members, chunks in self.encode_batches(parts):
-            places = _ranges(firsts[members], counts[members])
+            places = spans(firsts[members], counts[members])
             for name, array in chunks.arrays():
                 arrays[name][:, places] = array
             on_batch(sum(len(parts[member]) for member in members))
@@ -276,11 +277,5 @@ def _fetch(
 ) -> tuple[Int[np.ndarray, " n"], Chunks]:
     """The members of a finished batch and their chunks, without those of padding."""
     chunks_per_row = arrays["keys"].shape[1] // batch.num_rows
-    filled = _ranges(np.arange(len(batch.members)) * chunks_per_row, counts[batch.members])
+    filled = spans(np.arange(len(batch.members)) * chunks_per_row, counts[batch.members])
     return batch.members, Chunks(**jax.device_get(arrays))[filled]
-
-
-def _ranges(firsts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> np.ndarray:
-    """`firsts[0], firsts[0] + 1, ...`, `counts[0]` of them, then those from `firsts[1]`, ..."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(firsts - before, counts) + np.arange(counts.sum())

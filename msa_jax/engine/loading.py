@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from msa_jax.checkpoint import checkpointer, huggingface
+from msa_jax.checkpoint.checkpointer import CHECKPOINTS
 from msa_jax.checkpoint.key_map import parameter_shapes
 from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
@@ -25,7 +26,6 @@ from msa_jax.data.text_format import load_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.rules import state_shardings
-from msa_jax.training.trainer import CHECKPOINTS
 from msa_jax.typing import Array, Int, PRNGKey, PyTree
 
 # Settings that change what a document is encoded to, besides the parameters and their shapes.

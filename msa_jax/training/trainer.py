@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from msa_jax.checkpoint import huggingface
-from msa_jax.checkpoint.checkpointer import Checkpointer, Position
+from msa_jax.checkpoint.checkpointer import CHECKPOINTS, Checkpointer, Position
 from msa_jax.config import ConfigError
 from msa_jax.data.pipeline import BatchShape, TextDataset, training_iterator
 from msa_jax.data.text_format import save_text_format
@@ -33,8 +33,6 @@ from msa_jax.training.curriculum import StageConfig
 from msa_jax.training.metrics import MetricsWriter
 from msa_jax.training.step import StageProgram, TrainState
 from msa_jax.typing import Array, PyTree
-
-CHECKPOINTS = "checkpoints"
 
 
 class DivergenceError(FloatingPointError):
