@@ -28,8 +28,8 @@ from msa_jax.memory import parallel
 from msa_jax.memory.chunks import Chunks
 from msa_jax.memory.content import DISK, HOST, Content
 from msa_jax.memory.parallel import MEMORY_AXIS
-from msa_jax.memory.slots import NO_PART, Slots
-from msa_jax.memory.store import PartTable, Store
+from msa_jax.memory.slots import Slots
+from msa_jax.memory.store import PartTable, Store, StoreError
 from msa_jax.memory.tiers import Budget, Plan, plan_tiers
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.typing import Array, Bool, Int
@@ -69,6 +69,7 @@ class Bank:
         self._mesh, self._content_tier, self._budget = mesh, content_tier, budget
         self._num_shards = 1 if mesh is None else mesh.shape[MEMORY_AXIS]
         self._layers: LayerMemory | None = None
+        self._index: MemoryIndex | None = None
         self._load()
 
     @property
@@ -90,6 +91,9 @@ class Bank:
             ConfigError: if it does not fit any more.
             StoreError: if what was read is not what was written.
         """
+        if self._index is None:
+            self._load()  # What the last call could not.
+            return True
         if self.store.version == self._version:
             return False
         changes = self.store.changes(self._version)
@@ -98,14 +102,20 @@ class Bank:
         if first is None:
             self._load()
             return True
-        self._write(changes.added, first)
+        try:
+            self._write(changes.added, first)
+        except BaseException:
+            # As if they had not come; the next call tries again.
+            self._slots.remove(changes.added.ids)
+            raise
+        finally:
+            self._index = self._place_index()
         self._version = changes.version
-        self._index = self._place_index()
         return True
 
     def ids(self, slots: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Ids of parts by their number in the memory, which is what routing returns; -1 stays."""
-        return np.where(slots < 0, NO_PART, self._slots.ids[np.maximum(slots, 0)])
+        return self._slots.ids_at(slots)
 
     def mask(self, ids: Int[np.ndarray, " n"]) -> Bool[np.ndarray, "1 1 M"]:
         """`MemoryIndex.doc_mask` for these parts; those that are not here are passed over."""
@@ -115,7 +125,7 @@ class Bank:
 
     def _load(self) -> None:
         # Let go of what there is first: two such memories may not fit.
-        self._layers = None
+        self._layers = self._index = None
         changes, layout = self.store.changes(0), self.store.layout
         parts = changes.added
         budget = self._budget or Budget.of(self._devices)
@@ -164,9 +174,13 @@ class Bank:
     def _write(self, parts: PartTable, first: Int[np.ndarray, " n"]) -> None:
         """Copies the arrays of parts from the store to their places."""
         with_content = self.plan.content_tier != DISK
+        was_read = np.zeros(len(parts), np.bool_)
         for rows, chunks in self.store.read(parts, content=with_content):
+            was_read[rows] = True
             for source, target in _stretches(first[rows], parts.chunks[rows]):
                 self._write_stretch(chunks[source], target)
+        # The others were removed and compacted away just now.
+        self._slots.remove(parts.ids[~was_read])
 
     def _write_stretch(self, chunks: Chunks, start: int) -> None:
         for offset, size in _pieces(len(chunks)):
@@ -217,19 +231,30 @@ class _StoredContent:
 
     def read(
         self, layer: int, chosen: Int[np.ndarray, "*batch k"], max_document_chunks: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `ContentReader`."""
-        places = chosen.reshape(-1)
-        values = np.zeros((len(places), max_document_chunks, *self.shape), self.dtype)
-        scale = np.ones((len(places), max_document_chunks, 2), np.float32)
-        wanted = np.flatnonzero(places >= 0)
-        found, scales = self._store.content(layer, self._slots.ids[places[wanted]])
-        for i, own in zip(wanted, found, strict=True):
-            values[i, : len(own)] = own
-        for i, own in zip(wanted, scales or (), strict=False):
-            scale[i, : len(own)] = own
-        lead = (*chosen.shape, max_document_chunks)
-        return values.reshape(*lead, *self.shape), scale.reshape(*lead, 2)
+        lead = (chosen.size, max_document_chunks)
+        values, scale = np.zeros((*lead, *self.shape), self.dtype), np.ones((*lead, 2), np.float32)
+        filled = np.zeros(lead, np.bool_)
+        rows, found, scales = self._find(layer, self._slots.ids_at(chosen.reshape(-1)))
+        for i, row in enumerate(rows):
+            count = len(found[i])
+            values[row, :count], filled[row, :count] = found[i], True
+            if scales is not None:
+                scale[row, :count] = scales[i]
+        return tuple(x.reshape(*chosen.shape, *x.shape[1:]) for x in (values, scale, filled))
+
+    def _find(
+        self, layer: int, ids: Int[np.ndarray, " n"]
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray] | None]:
+        """Rows of the parts that no other process has just removed, and their content."""
+        rows = np.flatnonzero(self._store.parts().find(ids) >= 0)
+        try:
+            return rows, *self._store.content(layer, ids[rows])
+        except StoreError:
+            if (self._store.parts().find(ids[rows]) >= 0).all():
+                raise
+            return self._find(layer, ids)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="num_shards")

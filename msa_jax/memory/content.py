@@ -29,8 +29,13 @@ class ContentReader(Protocol):
 
     def read(
         self, layer: int, chosen: Int[np.ndarray, "*batch k"], max_document_chunks: int
-    ) -> tuple[Float[np.ndarray, "*batch k m 2 K H"], Float[np.ndarray, "*batch k m 2"]]:
-        """Content of the documents that were chosen, and its scales (ones if it has none)."""
+    ) -> tuple[
+        Float[np.ndarray, "*batch k m 2 K H"],
+        Float[np.ndarray, "*batch k m 2"],
+        Bool[np.ndarray, "*batch k m"],
+    ]:
+        """Content of the documents that were chosen, its scales (ones if it has none), and chunks
+        that there are: none of a document that has been removed meanwhile."""
 
 
 @pytree
@@ -75,10 +80,7 @@ def fetch(
         )
     else:
         read = {HOST: _read_host, DISK: _read_disk}[content.tier]
-        values, scale = read(content, index, chosen, layer)
-        _, mask = jax.vmap(context_slots, in_axes=(0, 0, 0, None))(
-            index.first_chunk, index.num_chunks, chosen, index.max_document_chunks
-        )
+        values, scale, mask = read(content, index, chosen, layer)
         values = jnp.where(mask[..., None, None, None], values, 0)
     if scale is not None:
         values = values.astype(jnp.float32) * scale[..., None, None]
@@ -110,7 +112,10 @@ def _read_host(content: Content, index: MemoryIndex, chosen, layer):
     scale = None
     if content.scale is not None:
         scale, _ = parallel.gather_chunks(content.scale, index, chosen, layer)
-    return values.reshape(num_groups, batch_size, -1, *content.values.shape[3:]), scale
+    _, mask = jax.vmap(context_slots, in_axes=(0, 0, 0, None))(
+        index.first_chunk, index.num_chunks, chosen, index.max_document_chunks
+    )
+    return values.reshape(num_groups, batch_size, -1, *content.values.shape[3:]), scale, mask
 
 
 def _read_disk(content: Content, index: MemoryIndex, chosen, layer):
@@ -120,15 +125,16 @@ def _read_disk(content: Content, index: MemoryIndex, chosen, layer):
     def read(layer, chosen):
         return reader.read(int(layer), np.asarray(chosen), max_chunks)
 
-    values, scale = jax.pure_callback(
+    values, scale, mask = jax.pure_callback(
         read,
         (
             jax.ShapeDtypeStruct((*shape, *reader.shape), reader.dtype),
             jax.ShapeDtypeStruct((*shape, 2), np.float32),
+            jax.ShapeDtypeStruct(shape, np.bool_),
         ),
         layer,
         chosen,
         vmap_method="sequential",
     )
     flat = (*chosen.shape[:2], -1)
-    return values.reshape(*flat, *reader.shape), scale.reshape(*flat, 2)
+    return values.reshape(*flat, *reader.shape), scale.reshape(*flat, 2), mask.reshape(flat)

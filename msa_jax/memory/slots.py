@@ -48,6 +48,10 @@ class Slots:
         found = (self._first_of.get(part_id) for part_id in ids.tolist())
         return np.array([first for first in found if first is not None], np.int64)
 
+    def ids_at(self, first: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+        """Id of the part that starts at each of these chunks; -1 for chunk -1, too."""
+        return np.where(first < 0, NO_PART, self.ids[np.maximum(first, 0)])
+
     def fill(self, parts: PartTable) -> Int[np.ndarray, " n"] | None:
         """Places many parts in an empty table, evenly over the shards; their first chunks.
 
