@@ -72,14 +72,22 @@ class Slots:
     def add(self, parts: PartTable) -> Int[np.ndarray, " n"] | None:
         """Places parts where there is room; their first chunks.
 
+        They go to the ends of the shards, and where these are full, to the holes.
+
         Returns None if there is no room for all; some may have been placed.
         """
         first = np.zeros(len(parts.ids), np.int64)
+        stretches = None
         for i, count in enumerate(parts.chunks.tolist()):
-            place = self._find(count)
+            place = self._place_at_end(count) if stretches is None else None
+            if place is None:
+                stretches = self._free_stretches() if stretches is None else stretches
+                place = _take(stretches, count)
             if place is None:
                 return None
             first[i] = place
+            shard = place // self._shard_size
+            self._ends[shard] = max(self._ends[shard], place + count)
             self._record(parts[i : i + 1], first[i : i + 1])
         return first
 
@@ -92,24 +100,18 @@ class Slots:
                 self.num_chunks[first] = 0
                 self.ids[first] = NO_PART
 
-    def _find(self, count: int) -> int | None:
-        """A free stretch: at the end of the emptiest shard, or else the first hole."""
+    def _place_at_end(self, count: int) -> int | None:
+        """Behind the last part of the emptiest shard, if there is room."""
         limits = np.arange(len(self._ends)) * self._shard_size + self._usable
         shard = int(np.argmax(limits - self._ends))
         place = int(self._ends[shard])
-        if place + count > limits[shard]:
-            place = self._find_hole(count)
-            if place is None:
-                return None
-            shard = place // self._shard_size
-        self._ends[shard] = max(self._ends[shard], place + count)
-        return place
+        return place if place + count <= limits[shard] else None
 
-    def _find_hole(self, count: int) -> int | None:
-        taken = (self.chunk_doc >= 0).reshape(len(self._ends), -1)[:, : self._usable]
-        sums = np.pad(np.cumsum(taken, axis=1), ((0, 0), (1, 0)))
-        shards, offsets = np.nonzero(sums[:, count:] == sums[:, :-count])
-        return int(shards[0] * self._shard_size + offsets[0]) if len(shards) else None
+    def _free_stretches(self) -> Int[np.ndarray, "n 2"]:
+        """Start and stop of every stretch of free chunks."""
+        free = (self.chunk_doc < 0).reshape(len(self._ends), -1)
+        free[:, self._usable :] = False
+        return np.flatnonzero(np.diff(free.ravel(), prepend=False, append=False)).reshape(-1, 2)
 
     def _record(self, parts: PartTable, first: np.ndarray) -> None:
         self.ids[first] = parts.ids
@@ -120,3 +122,13 @@ class Slots:
         owners = np.repeat(first, parts.chunks)
         self.chunk_doc[owners + within] = owners
         self._first_of.update(zip(parts.ids.tolist(), first.tolist(), strict=True))
+
+
+def _take(stretches: Int[np.ndarray, "n 2"], count: int) -> int | None:
+    """Start of so many chunks, which it takes from the first stretch that has them."""
+    (fitting,) = np.nonzero(stretches[:, 1] - stretches[:, 0] >= count)
+    if not len(fitting):
+        return None
+    start = int(stretches[fitting[0], 0])
+    stretches[fitting[0], 0] += count
+    return start

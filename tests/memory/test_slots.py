@@ -81,7 +81,7 @@ class Model:
 
 
 SIZES = st.lists(st.integers(1, LONGEST), max_size=8)
-# Sizes of parts to add, or which of the live ones to remove.
+# Sizes of parts to add one by one, or which of the live ones to remove.
 CHANGES = st.lists(SIZES | st.sets(st.integers(0, 40), max_size=6), max_size=25)
 
 
@@ -105,14 +105,19 @@ def test_parts_lie_apart_and_whole_whatever_comes_and_goes(num_shards, shard_siz
         model.check()
 
 
-@given(SIZES, st.integers(LONGEST + 1, 30))
-def test_several_are_added_as_one_after_the_other(sizes, shard_size):
-    at_once, one_by_one = Model(2, shard_size), Model(2, shard_size)
-    placed = all(one_by_one.place(one_by_one.slots.add, [size]) for size in sizes)
-    assert at_once.place(at_once.slots.add, sizes) == placed
-    if placed:
-        assert at_once.live == one_by_one.live
-    at_once.check()
+@given(
+    st.lists(st.integers(1, LONGEST), max_size=30),
+    st.sets(st.integers(1, 30)),
+    st.lists(st.integers(1, LONGEST), max_size=12),
+)
+def test_several_parts_find_room_at_the_ends_and_in_holes(start, gone, sizes):
+    model = Model(2, 30)
+    model.place(model.slots.fill, start)
+    model.remove(sorted(gone))
+    # Half of it is at an end of what was ever used, or else in a hole.
+    ample = model.has_room(2 * sum(sizes))
+    assert model.place(model.slots.add, sizes) or not ample
+    model.check()
 
 
 @given(st.lists(st.integers(1, LONGEST), max_size=60), st.sampled_from([1, 2, 4, 8]))
