@@ -284,6 +284,23 @@ def test_compaction_leaves_nothing_of_what_was_removed(store, tmp_path):
     assert store.verify() == []
 
 
+def test_files_and_blocks_never_get_the_number_of_others(tmp_path):
+    """A reader that has the old file mapped would take it for the new one."""
+    path = tmp_path / "bank"
+    with create(path) as store:
+        put(store, A)
+        reader = Store.open(path)
+        contents(reader)
+        store.commit(deletes=["a"])
+        store.compact(0.0)
+        assert not list((path / "segments").iterdir())
+    with reader, Store.open(path, write=True) as store:
+        put(store, B)
+        assert [x.name for x in (path / "segments").iterdir()] == ["000002.seg"]
+        assert store.parts().block.tolist() == [2]
+        assert contents(reader) == {"b": ((4,), "other", {})}
+
+
 def test_compaction_leaves_alone_what_is_mostly_live(store, tmp_path):
     def files():
         return sorted(x.name for x in (tmp_path / "bank" / "segments").iterdir())
