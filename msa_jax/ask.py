@@ -1,0 +1,283 @@
+"""Asks a bank.
+
+    python -m msa_jax.ask --bank=bank "Who repaired the lighthouse?"
+
+writes the answer while it comes, then the documents that it rests on. Several questions are asked
+together; without one, questions are read from standard input, a line each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from msa_jax import cli
+from msa_jax.config import ConfigError
+from msa_jax.engine.engine import Answer, AskConfig, Engine, Found
+from msa_jax.engine.interleave import InterleaveConfig, Round
+from msa_jax.engine.ranking import rank_documents
+from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.engine.snippets import snippet
+from msa_jax.memory.tiers import TIERS
+from msa_jax.sharding.mesh import MeshConfig, make_mesh
+
+_SNIPPET_WIDTH = 90
+
+FLAGS = flags.FlagValues()
+
+
+def _string(name: str, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_string(name, None, help_string, flag_values=FLAGS)
+
+
+def _integer(name: str, default: int, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_integer(name, default, help_string, lower_bound=0, flag_values=FLAGS)
+
+
+def _number(name: str, default: float | None, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_float(name, default, help_string, flag_values=FLAGS)
+
+
+def _switch(name: str, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_bool(name, False, help_string, flag_values=FLAGS)
+
+
+def _strings(name: str, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_multi_string(name, [], help_string, flag_values=FLAGS)
+
+
+_BANK = _string("bank", "Directory of the bank.")
+_CHECKPOINT = _string(
+    "checkpoint", "Where the model is now; by default where it was when the bank was made."
+)
+_MAX_ROUNDS = _integer(
+    "max_rounds",
+    InterleaveConfig().max_rounds,
+    "How often documents may be read before the answer; 0 answers from the pooled memory.",
+)
+_MAX_TOKENS = _integer("max_tokens", SamplingConfig().max_tokens, "Of the longest answer.")
+_TEMPERATURE = _number("temperature", 0.0, "0 takes the likeliest token; 1 draws as predicted.")
+_TOP_P = _number("top_p", 1.0, "Draw among the likeliest tokens of this probability.")
+_STOP = _strings("stop", "A text that ends an answer; can be repeated.")
+_SEED = _integer("seed", 0, "Of the draws.")
+_FILTER = _strings(
+    "filter",
+    "field=value: look only at documents with this in their metadata, or as key or title. Can be "
+    "repeated: values of one field are alternatives, and all fields must be met.",
+)
+_ABSTAIN_BELOW = _number("abstain_below", None, "No answer where no document scores so much.")
+_NUM_DOCUMENTS = _integer("num_documents", AskConfig().num_documents, "How many to list.")
+_RETRIEVE = _switch("retrieve", "Rank documents and write no answer.")
+_CONTENT_TIER = flags.DEFINE_enum(
+    "content_tier",
+    None,
+    TIERS,
+    "Where content goes; by default the nearest place that has room.",
+    flag_values=FLAGS,
+)
+_JSON = _switch("json", "Print a JSON object for each question, and nothing else.")
+_MEMORY_DEVICES = _integer("memory_devices", 1, "How many devices share the memory.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    questions, config = arguments[1:], _ask_config()
+    if not _BANK.value:
+        raise ConfigError("--bank is missing; name the directory of the bank.")
+    mesh = make_mesh(MeshConfig(memory=_MEMORY_DEVICES.value))
+    with Engine.open(
+        _BANK.value,
+        _CHECKPOINT.value,
+        mesh=mesh if mesh.size > 1 else None,
+        content_tier=_CONTENT_TIER.value,
+    ) as engine:
+        print(_describe(engine), file=sys.stderr if _JSON.value else sys.stdout, flush=True)
+        if questions:
+            _respond(engine, questions, config)
+        else:
+            _converse(engine, config)
+
+
+def _ask_config() -> AskConfig:
+    return AskConfig(
+        interleave=InterleaveConfig(max_rounds=_MAX_ROUNDS.value),
+        sampling=SamplingConfig(
+            max_tokens=_MAX_TOKENS.value,
+            temperature=_TEMPERATURE.value,
+            top_p=_TOP_P.value,
+            stop=tuple(_STOP.value),
+            seed=_SEED.value,
+        ),
+        filters=_filters(_FILTER.value),
+        abstain_below=_ABSTAIN_BELOW.value,
+        num_documents=_NUM_DOCUMENTS.value,
+    )
+
+
+def _filters(given: Sequence[str]) -> dict[str, list[Any]] | None:
+    """Values by field. One that reads as a number, true, false or null means that, too."""
+    filters: dict[str, list[Any]] = {}
+    for text in given:
+        field, equals, value = text.partition("=")
+        if not field or not equals:
+            raise ConfigError(f"--filter={text} must be field=value.")
+        filters.setdefault(field, []).extend({value, _as_json(value)})
+    return filters or None
+
+
+def _as_json(text: str) -> str | int | float | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    # What else it may be, Python's "Infinity" too, is no value of JSON metadata.
+    is_value = isinstance(value, str | int | None) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
+    return value if is_value else text
+
+
+def _describe(engine: Engine) -> str:
+    store = engine.store
+    return (
+        f"{store.num_documents:,} documents, {store.num_tokens:,} tokens; "
+        f"{engine.bank.plan.describe()}"
+    )
+
+
+def _converse(engine: Engine, config: AskConfig) -> None:
+    """Responds to every line of standard input, whatever came of the one before."""
+    with contextlib.suppress(KeyboardInterrupt):
+        for question in _lines():
+            try:
+                _respond(engine, [question], config)
+            except cli.MENDABLE as error:
+                _print_error(question, error)
+
+
+def _lines() -> Iterator[str]:
+    """Lines that are not blank, until the end of standard input."""
+    # What is not UTF-8 is the fault of one question, see `_check`.
+    sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    prompt = "\n> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+def _respond(engine: Engine, questions: Sequence[str], config: AskConfig) -> None:
+    for question in questions:
+        _check(question)
+    if _RETRIEVE.value:
+        for question in questions:
+            _print_ranking(
+                question, engine.retrieve(question, config.num_documents, config.filters)
+            )
+    elif _JSON.value:
+        for answer in engine.ask_all(questions, config):
+            _print_json(_as_object(answer))
+    elif len(questions) == 1:
+        _print_answer(engine.ask(questions[0], config, _print_now), shown=True)
+    else:
+        for answer in engine.ask_all(questions, config):
+            print(f"\n{answer.question}")
+            _print_answer(answer, shown=False)
+
+
+def _check(question: str) -> None:
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the question {question!r} is not text in UTF-8.") from None
+
+
+def _print_now(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _print_answer(answer: Answer, shown: bool) -> None:
+    """Prints the answer, unless it was shown while it was written, and all that goes with it."""
+    if answer.abstained:
+        print("No answer: no document scores enough.")
+    else:
+        print("" if shown else answer.text)
+    _print_documents(answer.question, answer.documents)
+    stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.seconds.items())
+    print(f"seconds: {stages}; {answer.tokens} tokens, {answer.finished}", flush=True)
+
+
+def _print_error(question: str, error: Exception) -> None:
+    if _JSON.value:
+        _print_json({"question": question, "error": str(error)})
+    else:
+        cli.print_error(error)
+
+
+def _print_ranking(question: str, documents: Sequence[Found]) -> None:
+    if _JSON.value:
+        found = [_document(question, document) for document in documents]
+        _print_json({"question": question, "documents": found})
+    else:
+        print(f"\n{question}")
+        _print_documents(question, documents)
+
+
+def _print_documents(question: str, documents: Sequence[Found]) -> None:
+    for document in documents:
+        read = ", read" if document.was_read else ""
+        print(f"  {document.score:7.3f}  [{document.id}] {document.title or document.key}{read}")
+        print(f"           {snippet(document.text, question, _SNIPPET_WIDTH)}")
+    if not documents:
+        print("  no documents")
+
+
+def _as_object(answer: Answer) -> dict[str, Any]:
+    return vars(answer) | {
+        "documents": [_document(answer.question, document) for document in answer.documents],
+        "rounds": [_round(one) for one in answer.rounds],
+    }
+
+
+def _document(question: str, document: Found) -> dict[str, Any]:
+    return vars(document) | {
+        "score": _score(document.score),
+        "snippet": snippet(document.text, question),
+    }
+
+
+def _round(one: Round) -> dict[str, Any]:
+    ids, scores = rank_documents(one.ids, one.scores)
+    routed = zip(ids.tolist(), scores.tolist(), strict=True)
+    return {
+        "routed": [{"id": part_id, "score": _score(score)} for part_id, score in routed],
+        "named": one.named,
+    }
+
+
+def _score(score: float) -> float | None:
+    return score if math.isfinite(score) else None
+
+
+def _print_json(values: Mapping[str, Any]) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def run() -> None:
+    """Runs the program."""
+    # Before JAX starts: a large memory needs most of a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    cli.run(main, FLAGS)
+
+
+if __name__ == "__main__":
+    run()
