@@ -139,6 +139,7 @@ def read_from_disk(bank, slot, count):
 
 
 ALL = [(tier, dtypes, None) for tier in (DEVICE, HOST, DISK) for dtypes in (PLAIN, MIXED, SMALL)]
+ALL += [(HOST, ("float8_e4m3fn", "float8_e4m3fn"), None)]
 ALL += [(tier, MIXED, MESHES[0]) for tier in (DEVICE, DISK)] + [(DEVICE, SMALL, MESHES[1])]
 
 
