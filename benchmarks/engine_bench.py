@@ -35,11 +35,17 @@ from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.encode import Encoder, bank_layout
 from msa_jax.engine.engine import Engine
+from msa_jax.engine.ingest import Ingestor
 from msa_jax.engine.loading import LoadedModel
+from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import format_bytes
 from msa_jax.modules.transformer import Transformer
+from msa_jax.typing import PyTree
 
 QUESTION_TOKENS, DOCUMENT_TOKENS, ANSWER_TOKENS = 64, 256, 128
+_LARGEST_SAMPLE = 2 << 30
+# What the template puts around a document, at most.
+_WRAP_TOKENS = 24
 GEOMETRIES = {
     "msa_4b": dict(
         vocab_size=151_936,
@@ -148,10 +154,24 @@ def encoding_rate(geometry: str, num_batches: int = 6) -> dict[str, Any]:
     tflops = rate * encoding_flops(config) / 1e12
     return {
         "encoded_tokens_per_second": round(rate),
+        "ingested_tokens_per_second": round(
+            _ingested_rate(_loaded(config, params), encoder, count)
+        ),
         "tflops": round(tflops, 1),
         "matrix_tflops": round(peak, 1),
         "share_of_peak": round(tflops / peak, 3),
     }
+
+
+def _ingested_rate(loaded: LoadedModel, encoder: Encoder, count: int) -> float:
+    """Tokens per second from texts to a bank on disk."""
+    text = _words(loaded.builder, DOCUMENT_TOKENS - _WRAP_TOKENS)
+    documents = [Document(str(i), text) for i in range(count)]
+    with tempfile.TemporaryDirectory() as directory:
+        with Store.create(Path(directory, "bank"), encoder.layout, {}, {}) as store:
+            start = time.perf_counter()
+            counts = Ingestor(loaded, encoder, store).add(documents)
+            return counts.tokens / (time.perf_counter() - start)
 
 
 def encoding_flops(config: ModelConfig) -> float:
@@ -200,7 +220,7 @@ def query_cost(case: Case) -> dict[str, Any]:
 
 def _adding_ms(engine: Engine, rounds: int = 8) -> float:
     """From the call to the moment when the next question finds the document."""
-    text = _words(engine.loaded.builder, DOCUMENT_TOKENS - 24)
+    text = _words(engine.loaded.builder, DOCUMENT_TOKENS - _WRAP_TOKENS)
     numbers = iter(range(rounds + 2))
 
     def add():
@@ -219,14 +239,17 @@ def _adding_ms(engine: Engine, rounds: int = 8) -> float:
 
 
 def _engine(case: Case, config: ModelConfig, directory: Path) -> Engine:
-    template, tokenizer = "msa_4b", Tokenizer.load("docs-4k")
-    builder = PromptBuilder(TEMPLATES[template], tokenizer, config.memory)
-    params = random_params(config)
-    loaded = LoadedModel(config, params, tokenizer, template, builder, "", "docs-4k")
+    loaded = _loaded(config, random_params(config))
     layout = bank_layout(config, DOCUMENT_TOKENS, case.key_dtype, case.content_dtype)
     tokens_per_document = DOCUMENT_CHUNKS * layout.pooling_kernel_size
     num_chunks = case.memory_tokens // tokens_per_document * DOCUMENT_CHUNKS
     return Engine(loaded, SyntheticStore(directory, layout, num_chunks))
+
+
+def _loaded(config: ModelConfig, params: PyTree) -> LoadedModel:
+    template, tokenizer = "msa_4b", Tokenizer.load("docs-4k")
+    builder = PromptBuilder(TEMPLATES[template], tokenizer, config.memory)
+    return LoadedModel(config, params, tokenizer, template, builder, "", "docs-4k")
 
 
 def _config(geometry: str, scan_layers: bool) -> ModelConfig:
@@ -251,7 +274,7 @@ def _median_ms(call: Callable[[], Any], rounds: int = 9) -> float:
     return statistics.median(times)
 
 
-def _weights_ms(params: Any) -> float:
+def _weights_ms(params: PyTree) -> float:
     """Milliseconds to read the weights that a token needs, at the speed of a plain reduction.
 
     Routers are not needed, and of an embedding table that is not the output projection, one row.
@@ -264,7 +287,9 @@ def _weights_ms(params: Any) -> float:
         for path, x in paths.items()
         if "router" not in path and not (untied and path.startswith("embedder"))
     )
-    sample = jnp.ones((BEYOND_CACHES // 2048 // 2, 2048), jnp.bfloat16)
+    # As many bytes at once, if that is feasible: small arrays are read more slowly.
+    sample_bytes = min(max(needed, BEYOND_CACHES), _LARGEST_SAMPLE)
+    sample = jnp.ones((sample_bytes // 4096, 2048), jnp.bfloat16)
     return needed / sample.nbytes * reduction_ms([sample])
 
 

@@ -86,6 +86,9 @@ class SyntheticStore:
             for i in ids
         ]
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._real
+
     def __getattr__(self, name: str):
         return getattr(self._real, name)
 

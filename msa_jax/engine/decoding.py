@@ -125,28 +125,26 @@ def decode(
     ends: Int[Array, "n E"],
     num_steps: Int[Array, ""],
 ) -> tuple[State, Progress, Int[Array, "B steps"]]:
-    """Up to `num_steps` tokens of the active rows that are `going`, fewer if none is left."""
+    """Up to `num_steps` tokens of the active rows that are `going`."""
     progress = Progress(progress.active & going, progress.recent)
 
-    def unfinished(carry):
-        step, _, progress, _ = carry
-        return (step < num_steps) & progress.active.any()
-
-    def generate(carry):
-        step, state, progress, tokens = carry
-        active = progress.active
+    def generate(step, carry):
+        state, progress, tokens = carry
+        active = progress.active & (step < num_steps)
         token = jnp.where(active, sample(state.logits, state.drawn, sampler), 0)
         state = _append(model, params, state, token[:, None], active.astype(jnp.int32))
         state = dataclasses.replace(state, drawn=state.drawn + active)
         recent = jnp.concatenate([progress.recent[:, 1:], token[:, None]], axis=1)
         matches = (ends == NOTHING) | (recent[:, None] == ends)
-        progress = Progress(active & ~matches.all(axis=-1).any(axis=-1), recent)
+        ended = active & matches.all(axis=-1).any(axis=-1)
+        progress = Progress(progress.active & ~ended, recent)
         tokens = tokens.at[:, step].set(jnp.where(active, token, NOTHING))
-        return step + 1, state, progress, tokens
+        return state, progress, tokens
 
     tokens = jnp.full((state.position.shape[0], STEPS_PER_CALL), NOTHING, jnp.int32)
-    carry = (jnp.zeros((), jnp.int32), state, progress, tokens)
-    return jax.lax.while_loop(unfinished, generate, carry)[1:]
+    # A loop that might end at every step would wait for the host at every step.
+    run = partial(jax.lax.fori_loop, 0, STEPS_PER_CALL, generate)
+    return jax.lax.cond(progress.active.any(), run, lambda carry: carry, (state, progress, tokens))
 
 
 @partial(jax.jit, static_argnames="num_slots")

@@ -67,7 +67,7 @@ class Found:
     Attributes:
         id: of the part; what the model calls it.
         key: of the document.
-        score: the largest that any router layer gave it; -inf if none listed it.
+        score: mean over router layers (`rank_documents`); -inf if none listed it.
         text: of the part.
         was_read: whether its original was read before the answer.
     """
@@ -358,9 +358,10 @@ class Engine:
         return [_to_found(x, score) for x, score in zip(passages, best_scores, strict=True)]
 
     def _answer(self, conversation: Conversation, config: AskConfig, refreshing: float) -> Answer:
-        first = conversation.rounds[0]
-        ranked, scores = rank_documents(first.ids, first.scores)
-        score_of = dict(zip(ranked.tolist(), scores.tolist(), strict=True))
+        score_of: dict[int, float] = {}
+        for one in conversation.rounds:
+            ranked, scores = rank_documents(one.ids, one.scores)
+            score_of = dict(zip(ranked.tolist(), scores.tolist(), strict=True)) | score_of
         read = conversation.documents
         listed = list(dict.fromkeys([*read, *score_of]))[: max(config.num_documents, len(read))]
         found = [

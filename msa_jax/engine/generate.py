@@ -166,26 +166,20 @@ class Session:
         self._going[range(self._num_sequences) if rows is None else list(rows)] = True
         ends = _right_aligned(ends)
         recent = np.full((len(self._going), ends.shape[1]), NOTHING, np.int32)
-        progress, waiting = decoding.Progress(self._going.copy(), recent), []
+        progress = decoding.Progress(self._going.copy(), recent)
+        tokens = None
         for start in range(0, max_tokens, STEPS_PER_CALL):
-            num_steps = min(STEPS_PER_CALL, max_tokens - start)
-            self._reserve(num_steps)
-            self._state, progress, tokens = self._generator.run(
-                decoding.decode,
-                self._state,
-                progress,
-                self._going.copy(),
-                self._sampler,
-                ends,
-                num_steps,
-            )
-            waiting.append((tokens, progress.active))
-            if len(waiting) > 1:
-                tokens, active = waiting.pop(0)
+            # Looked at before the next block, which nobody wants if all are finished.
+            active = np.asarray(progress.active)
+            upcoming = None
+            if (active & self._going).any():
+                upcoming, progress = self._decode_block(progress, ends, max_tokens - start)
+            if tokens is not None:
                 yield self._of_rows(tokens)
-                if not (np.asarray(active) & self._going).any():
-                    break
-        for tokens, _ in waiting:
+            tokens = upcoming
+            if tokens is None:
+                break
+        if tokens is not None:
             yield self._of_rows(tokens)
         self._used = int(self._state.cache.length)
 
@@ -199,6 +193,22 @@ class Session:
         """All tokens that `decode` yields, per sequence."""
         blocks = list(self.decode(max_tokens, ends, rows))
         return [np.concatenate(own) for own in zip(*blocks, strict=True)]
+
+    def _decode_block(
+        self, progress: decoding.Progress, ends: Int[np.ndarray, "n E"], max_tokens: int
+    ) -> tuple[Int[Array, "B steps"], decoding.Progress]:
+        """Starts the next steps."""
+        self._reserve(STEPS_PER_CALL)
+        self._state, progress, tokens = self._generator.run(
+            decoding.decode,
+            self._state,
+            progress,
+            self._going.copy(),
+            self._sampler,
+            ends,
+            min(STEPS_PER_CALL, max_tokens),
+        )
+        return tokens, progress
 
     def _of_rows(self, tokens: Int[Array, "B n"]) -> list[np.ndarray]:
         tokens = np.where(self._going[:, None], tokens, NOTHING)

@@ -1,4 +1,8 @@
-"""One ranking of documents from what every router layer listed."""
+"""One ranking of documents from what every router layer listed.
+
+Layers disagree usefully: the mean over layers finds more than any single layer, and more than the
+largest score does. `benchmarks/ranking_rules.py` compares rules, docs/performance.md has figures.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,22 @@ from msa_jax.typing import Float, Int
 def rank_documents(
     ids: Int[np.ndarray, "L k"], scores: Float[np.ndarray, "L k"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """All documents that some layer listed, best first.
+    """All documents that some layer listed, by the mean of their scores, best first.
+
+    A layer that does not list a document counts as the lowest score that it lists.
 
     Args:
         ids: of each layer, best first; -1 where it found fewer.
         scores: of these documents.
 
     Returns:
-        Documents, and each one's largest score in any layer.
+        Documents and their mean scores; of equal ones, the lower id first.
     """
-    documents, inverse = np.unique(ids[ids >= 0], return_inverse=True)
-    best = np.full(len(documents), -np.inf, scores.dtype)
-    np.maximum.at(best, inverse, scores[ids >= 0])
-    order = np.argsort(-best, kind="stable")
-    return documents[order], best[order]
+    listed = ids >= 0
+    documents, at = np.unique(ids[listed], return_inverse=True)
+    lowest = np.where(listed, scores, np.inf).min(axis=1, initial=np.inf)
+    of_layers = np.broadcast_to(lowest[:, None], (len(ids), len(documents))).copy()
+    of_layers[np.nonzero(listed)[0], at] = scores[listed]
+    means = of_layers[listed.any(axis=1)].mean(axis=0) if len(documents) else np.zeros(0)
+    order = np.argsort(-means, kind="stable")
+    return documents[order], means[order]
