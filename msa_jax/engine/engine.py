@@ -67,7 +67,8 @@ class Found:
     Attributes:
         id: of the part; what the model calls it.
         key: of the document.
-        score: mean over router layers (`rank_documents`); -inf if none listed it.
+        score: mean over router layers (`rank_documents`), in the first round in which one listed
+            it; -inf if none did.
         text: of the part.
         was_read: whether its original was read before the answer.
     """
@@ -263,6 +264,8 @@ class Engine:
             config: how; the same for all.
             on_text: called with the index of a question and the next text of its answer.
         """
+        if not questions:
+            return []
         start = time.perf_counter()
         self.bank.refresh()
         library = self._library(config)
@@ -360,8 +363,8 @@ class Engine:
     def _answer(self, conversation: Conversation, config: AskConfig, refreshing: float) -> Answer:
         score_of: dict[int, float] = {}
         for one in conversation.rounds:
-            ranked, scores = rank_documents(one.ids, one.scores)
-            score_of = dict(zip(ranked.tolist(), scores.tolist(), strict=True)) | score_of
+            for part_id, score in zip(*rank_documents(one.ids, one.scores), strict=True):
+                score_of.setdefault(int(part_id), float(score))
         read = conversation.documents
         listed = list(dict.fromkeys([*read, *score_of]))[: max(config.num_documents, len(read))]
         found = [
