@@ -22,8 +22,9 @@ LIBTPU := import importlib.metadata as m; \
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## Train and measure a small model on this machine, about 6 minutes
+demo: $(VENV)/.installed ## Train and measure a small model on this machine, and ask it; about 6 minutes
 	$(VENV)/bin/python -m msa_jax.train --config=configs/tiny.py
+	$(VENV)/bin/python examples/living_memory.py --run=runs/tiny
 
 test: lint ## Lint, then run the tests that are not marked slow
 	$(VENV)/bin/python -m pytest -q -n 2

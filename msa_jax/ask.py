@@ -170,6 +170,7 @@ def _lines() -> Iterator[str]:
         try:
             line = input(prompt).strip()
         except EOFError:
+            print(end="\n" if prompt else "")
             return
         if line:
             yield line
