@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from msa_jax.data.records import Document
-from msa_jax.engine.engine import AskConfig
 from msa_jax.engine.decoding import STEPS_PER_CALL
+from msa_jax.engine.engine import AskConfig
 from msa_jax.engine.interleave import Conversation, InterleaveConfig, Round
 from msa_jax.engine.ranking import rank_documents
 from tests.engine.engines import (
