@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 
 from msa_jax import cli
@@ -179,6 +180,18 @@ def _lines() -> Iterator[str]:
 def _respond(engine: Engine, questions: Sequence[str], config: AskConfig) -> None:
     for question in questions:
         _check(question)
+    try:
+        _print_response(engine, questions, config)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(
+            f"there is no room in memory for this ({str(error).splitlines()[0]}); ask shorter "
+            "questions, or fewer at once."
+        ) from error
+
+
+def _print_response(engine: Engine, questions: Sequence[str], config: AskConfig) -> None:
     if _RETRIEVE.value:
         for question in questions:
             _print_ranking(

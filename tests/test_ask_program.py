@@ -6,6 +6,7 @@ import math
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -164,6 +165,19 @@ def test_lines_of_standard_input_until_it_ends_whatever_they_hold(run):
     code, out, err = run(stdin=stdin, **BRIEF)
     assert code == 0 and out.count("seconds: ") == 2 and "> " not in out
     assert re.fullmatch(r"error: the question .* is not text in UTF-8\.\n", err)
+
+
+def test_a_question_for_which_there_is_no_room(run, monkeypatch):
+    def retrieve(self, question, *_):
+        if question == "long":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nMore on it.")
+        return []
+
+    monkeypatch.setattr(Engine, "retrieve", retrieve)
+    code, out, err = run(stdin=b"long\nshort", retrieve=True)
+    assert code == 0 and "\nshort\n  no documents" in out and err.count("\n") == 1
+    assert "no room in memory for this (RESOURCE_EXHAUSTED: Out of memory.); ask shorter" in err
+    assert run("long", retrieve=True)[0] == 2
 
 
 def test_devices_that_share_the_memory_find_the_same(run):
