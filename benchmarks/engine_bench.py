@@ -152,11 +152,10 @@ def encoding_rate(geometry: str, num_batches: int = 6) -> dict[str, Any]:
     peak = matrix_tflops(512 if small else 8192)
     rate = count * DOCUMENT_TOKENS / seconds
     tflops = rate * encoding_flops(config) / 1e12
+    ingested = _ingested_rate(_loaded(config, params), encoder, count)
     return {
         "encoded_tokens_per_second": round(rate),
-        "ingested_tokens_per_second": round(
-            _ingested_rate(_loaded(config, params), encoder, count)
-        ),
+        "ingested_tokens_per_second": round(ingested),
         "tflops": round(tflops, 1),
         "matrix_tflops": round(peak, 1),
         "share_of_peak": round(tflops / peak, 3),
@@ -167,11 +166,13 @@ def _ingested_rate(loaded: LoadedModel, encoder: Encoder, count: int) -> float:
     """Tokens per second from texts to a bank on disk."""
     text = _words(loaded.builder, DOCUMENT_TOKENS - _WRAP_TOKENS)
     documents = [Document(str(i), text) for i in range(count)]
-    with tempfile.TemporaryDirectory() as directory:
-        with Store.create(Path(directory, "bank"), encoder.layout, {}, {}) as store:
-            start = time.perf_counter()
-            counts = Ingestor(loaded, encoder, store).add(documents)
-            return counts.tokens / (time.perf_counter() - start)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Store.create(Path(directory, "bank"), encoder.layout, {}, {}) as store,
+    ):
+        start = time.perf_counter()
+        counts = Ingestor(loaded, encoder, store).add(documents)
+        return counts.tokens / (time.perf_counter() - start)
 
 
 def encoding_flops(config: ModelConfig) -> float:

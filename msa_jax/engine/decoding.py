@@ -17,7 +17,8 @@ from msa_jax.typing import Array, Bool, Float, Int, PyTree, pytree
 
 # No token: a row that draws none, or a place that is left free.
 NOTHING = -1
-STEPS_PER_CALL = 16
+# Few, since one call more than needed is under way when the last sequence ends.
+STEPS_PER_CALL = 8
 
 
 @pytree

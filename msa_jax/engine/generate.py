@@ -167,21 +167,17 @@ class Session:
         ends = _right_aligned(ends)
         recent = np.full((len(self._going), ends.shape[1]), NOTHING, np.int32)
         progress = decoding.Progress(self._going.copy(), recent)
-        tokens = None
+        running: list[tuple[Array, decoding.Progress]] = []
         for start in range(0, max_tokens, STEPS_PER_CALL):
-            # Looked at before the next block, which nobody wants if all are finished.
-            active = np.asarray(progress.active)
-            upcoming = None
-            if (active & self._going).any():
-                upcoming, progress = self._decode_block(progress, ends, max_tokens - start)
-            if tokens is not None:
+            running.append(self._decode_block(progress, ends, max_tokens - start))
+            progress = running[-1][1]
+            if len(running) > 1:
+                tokens, looked_at = running.pop(0)
                 yield self._of_rows(tokens)
-            tokens = upcoming
-            if tokens is None:
-                break
-        if tokens is not None:
+                if not (np.asarray(looked_at.active) & self._going).any():
+                    return  # What is still running has nothing to say.
+        for tokens, _ in running:
             yield self._of_rows(tokens)
-        self._used = int(self._state.cache.length)
 
     def finish(self, row: int) -> None:
         """Ends a sequence that `decode` is generating; it cannot be continued afterwards."""
