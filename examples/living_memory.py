@@ -20,7 +20,8 @@ from absl import flags
 from msa_jax import cli
 from msa_jax.data.needles import make_needles
 from msa_jax.data.records import Document, read_documents, read_questions
-from msa_jax.engine.engine import Answer, AskConfig, Engine
+from msa_jax.engine.answers import Answer, AskConfig
+from msa_jax.engine.engine import Engine
 from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.engine.snippets import snippet

@@ -21,7 +21,8 @@ from absl import flags
 
 from msa_jax import cli
 from msa_jax.config import ConfigError
-from msa_jax.engine.engine import Answer, AskConfig, Engine, Found
+from msa_jax.engine.answers import Answer, AskConfig, Found
+from msa_jax.engine.engine import Engine
 from msa_jax.engine.interleave import InterleaveConfig, Round
 from msa_jax.engine.ranking import rank_documents
 from msa_jax.engine.sampling import SamplingConfig

@@ -12,7 +12,8 @@ import pytest
 
 from msa_jax import ask as program
 from msa_jax.data.records import Document
-from msa_jax.engine.engine import Answer, AskConfig, Engine, Found
+from msa_jax.engine.answers import Answer, AskConfig, Found
+from msa_jax.engine.engine import Engine
 from msa_jax.engine.interleave import InterleaveConfig, Round
 from msa_jax.engine.sampling import SamplingConfig
 from tests.engine.banks import numbered, save_model

@@ -5,6 +5,10 @@ import jax.numpy as jnp
 
 from msa_jax.typing import Array, Bool, Float
 
+# Scores per head that are held at once; more are computed for so many queries at a time.
+_MAX_SCORES = 1 << 22
+_QUERY_BLOCK = 512
+
 
 def masked_attention(
     queries: Float[Array, "*batch T N H"],
@@ -14,12 +18,23 @@ def masked_attention(
 ) -> Float[Array, "*batch T N H"]:
     """Grouped-query attention with softmax in float32.
 
-    A token that sees nothing (padding) gets some finite value, never NaN.
+    A token that sees nothing (padding) gets some finite value, never NaN. Scores of long sequences
+    are never held all at once.
     """
     batch = queries.shape[:-3]
     queries, keys, values = (x.reshape(-1, *x.shape[-3:]) for x in (queries, keys, values))
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
-    out = jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+
+    def attend(block: tuple[Array, Array]) -> Array:
+        queries, mask = block
+        return jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+
+    length, num_keys = mask.shape[-2:]
+    if length % _QUERY_BLOCK or length * num_keys <= _MAX_SCORES:
+        out = attend((queries, mask))
+    else:
+        blocks = (_blocks(queries, axis=1), _blocks(mask, axis=2))
+        out = jnp.moveaxis(jax.lax.map(attend, blocks), 0, 1).reshape(queries.shape)
     return out.reshape(*batch, *out.shape[1:])
 
 
@@ -56,3 +71,9 @@ def sparse_attention(
         jnp.concatenate([pooled, own], axis=-3) for pooled, own in zip(context, local, strict=True)
     )
     return masked_attention(queries, keys, values, jnp.concatenate([context_mask, mask], axis=-1))
+
+
+def _blocks(x: Array, axis: int) -> Array:
+    """Queries along `axis` in blocks, which become the first axis."""
+    shape = (*x.shape[:axis], -1, _QUERY_BLOCK, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)

@@ -1,8 +1,10 @@
 """The three stages behind one object: a model, a bank, questions.
 
-with Engine.open("bank") as engine:
-    answer = engine.ask("Who repaired the lighthouse?")
-    print(answer.text, [document.title for document in answer.documents])
+    with Engine.open("bank") as engine:
+        answer = engine.ask("Who repaired the lighthouse?")
+        print(answer.text, [document.title for document in answer.documents])
+
+What can be asked for, and what comes back, is in `answers.py`.
 """
 
 from __future__ import annotations
@@ -17,93 +19,27 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from msa_jax.config import nested
 from msa_jax.data.examples import token_block
 from msa_jax.data.records import Document
+from msa_jax.engine.answers import Answer, AskConfig, Found, found
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.ingest import Counts, Ingestor, create_bank, new_layout, part_text
-from msa_jax.engine.interleave import (
-    Conversation,
-    InterleaveConfig,
-    Library,
-    Round,
-    interleave,
-)
+from msa_jax.engine.interleave import Conversation, Library, interleave
 from msa_jax.engine.loading import LoadedModel, fingerprint, load_model
 from msa_jax.engine.names import NameTable
 from msa_jax.engine.ranking import rank_documents
-from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.memory.bank import Bank
-from msa_jax.memory.store import Passage, Store
+from msa_jax.memory.compaction import BackgroundCompaction
+from msa_jax.memory.store import Store
 from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer
 from msa_jax.modules.unstack import unstack_layers
 
-
-@dataclasses.dataclass(frozen=True)
-class AskConfig:
-    """How a question is answered.
-
-    Attributes:
-        interleave: how much is read before the answer.
-        sampling: how names and the answer are drawn.
-        filters: metadata that documents must have (`Store.select`); None for all documents.
-        abstain_below: no answer where no document scores at least this; None to answer always.
-        num_documents: how many documents an answer lists.
-    """
-
-    interleave: InterleaveConfig = nested(InterleaveConfig)
-    sampling: SamplingConfig = nested(SamplingConfig)
-    filters: Mapping[str, Any] | None = None
-    abstain_below: float | None = None
-    num_documents: int = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A document that was retrieved, or the part of a long one that was.
-
-    Attributes:
-        id: of the part; what the model calls it.
-        key: of the document.
-        score: mean over router layers (`rank_documents`), in the first round in which one listed
-            it; -inf if none did.
-        text: of the part.
-        was_read: whether its original was read before the answer.
-    """
-
-    id: int
-    key: str
-    title: str
-    text: str
-    metadata: Mapping[str, Any]
-    score: float
-    was_read: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What came of a question.
-
-    Attributes:
-        text: the answer; "" if the engine abstained.
-        abstained: whether no document scored enough.
-        documents: what the answer rests on: those that were read, then the best of the others.
-        rounds: what was routed to and named, round by round.
-        finished: why the answer ended: "end", "stop", "length", or "abstained".
-        tokens: of the answer.
-        seconds: of each stage.
-    """
-
-    question: str
-    text: str
-    abstained: bool
-    documents: tuple[Found, ...]
-    rounds: tuple[Round, ...]
-    finished: str
-    tokens: int
-    seconds: Mapping[str, float]
+# Documents that every router layer lists, so that rankings do not depend on how many of their
+# documents are asked for.
+_LISTED = 64
+_AS_USUAL = AskConfig()
 
 
 class Engine:
@@ -143,6 +79,7 @@ class Engine:
         self.bank = Bank(store, mesh, content_tier)
         self.generator = Generator(model, params, mesh)
         self._ingestor = Ingestor(self.loaded, Encoder(model, params, store.layout, mesh), store)
+        self._compaction = BackgroundCompaction(store)
         self._names: NameTable | None = None
 
     @classmethod
@@ -227,7 +164,8 @@ class Engine:
         return engine
 
     def close(self) -> None:
-        """Closes the bank."""
+        """Closes the bank, after a compaction that may be under way."""
+        self._compaction.wait()
         self.store.close()
 
     def __enter__(self) -> Engine:
@@ -239,7 +177,7 @@ class Engine:
     def ask(
         self,
         question: str,
-        config: AskConfig = AskConfig(),
+        config: AskConfig = _AS_USUAL,
         on_text: Callable[[str], None] = lambda text: None,
     ) -> Answer:
         """Answers one question.
@@ -254,7 +192,7 @@ class Engine:
     def ask_all(
         self,
         questions: Sequence[str],
-        config: AskConfig = AskConfig(),
+        config: AskConfig = _AS_USUAL,
         on_text: Callable[[int, str], None] = lambda index, text: None,
     ) -> list[Answer]:
         """Answers several questions at once; each answer is what it would be alone.
@@ -269,13 +207,17 @@ class Engine:
         start = time.perf_counter()
         self.bank.refresh()
         library = self._library(config)
-        refreshing = time.perf_counter() - start
+        seconds = {"refresh": time.perf_counter() - start}
         answers: dict[int, Answer] = {}
         if config.abstain_below is not None:
+            start = time.perf_counter()
             rankings = self._rank(library.memory, questions, config.num_documents)
+            seconds["retrieve"] = time.perf_counter() - start
             for i, ranking in enumerate(rankings):
                 if not ranking or ranking[0].score < config.abstain_below:
-                    answers[i] = _abstained(questions[i], ranking, time.perf_counter() - start)
+                    answers[i] = Answer(
+                        questions[i], "", True, tuple(ranking), (), "abstained", 0, seconds
+                    )
         asked = [i for i in range(len(questions)) if i not in answers]
         conversations = interleave(
             self.generator,
@@ -284,11 +226,11 @@ class Engine:
             [questions[i] for i in asked],
             config.interleave,
             config.sampling,
-            config.num_documents,
+            max(config.num_documents, _LISTED),
             lambda index, text: on_text(asked[index], text),
         )
         for i, conversation in zip(asked, conversations, strict=True):
-            answers[i] = self._answer(conversation, config, refreshing)
+            answers[i] = self._answer(conversation, config, seconds)
         return [answers[i] for i in range(len(questions))]
 
     def retrieve(
@@ -308,12 +250,14 @@ class Engine:
         """Adds documents, or replaces those with the same key; the next question can use them."""
         counts = self._ingestor.add(documents)
         self.bank.refresh()
+        self._compaction.note_removed(counts.updated)
         return counts
 
     def delete(self, keys: Sequence[str]) -> None:
         """Removes documents; the next question does not find them."""
         self.store.commit(deletes=keys)
         self.bank.refresh()
+        self._compaction.note_removed(len(keys))
 
     def _memory(self, filters: Mapping[str, Any] | None) -> Memory:
         memory = self.bank.memory
@@ -347,8 +291,8 @@ class Engine:
     ) -> list[list[Found]]:
         builder = self.loaded.builder
         prompts = [token_block(builder, builder.prompt(question)) for question in questions]
-        session = self.generator.start(prompts, memory, room=1, search_docs=num_documents)
-        routing = session.routing
+        listed = max(num_documents, _LISTED)
+        routing = self.generator.start(prompts, memory, room=1, search_docs=listed).routing
         return [
             self._found(routing.top_docs[:, row], routing.top_scores[:, row], num_documents)
             for row in range(len(questions))
@@ -358,36 +302,28 @@ class Engine:
         best, best_scores = rank_documents(self.bank.ids(slots), scores)
         best, best_scores = best[:num_documents].tolist(), best_scores[:num_documents].tolist()
         passages = self.store.passages(best)
-        return [_to_found(x, score) for x, score in zip(passages, best_scores, strict=True)]
+        return [found(x, score) for x, score in zip(passages, best_scores, strict=True)]
 
-    def _answer(self, conversation: Conversation, config: AskConfig, refreshing: float) -> Answer:
+    def _answer(
+        self, conversation: Conversation, config: AskConfig, seconds: Mapping[str, float]
+    ) -> Answer:
         score_of: dict[int, float] = {}
         for one in conversation.rounds:
             for part_id, score in zip(*rank_documents(one.ids, one.scores), strict=True):
                 score_of.setdefault(int(part_id), float(score))
         read = conversation.documents
         listed = list(dict.fromkeys([*read, *score_of]))[: max(config.num_documents, len(read))]
-        found = [
-            _to_found(x, score_of.get(x.id, -np.inf), was_read=x.id in read)
+        documents = [
+            found(x, score_of.get(x.id, -np.inf), was_read=x.id in read)
             for x in self.store.passages(listed)
         ]
         return Answer(
             question=conversation.question,
             text=conversation.answer,
             abstained=False,
-            documents=tuple(found),
+            documents=tuple(documents),
             rounds=conversation.rounds,
             finished=conversation.finished,
             tokens=conversation.answer_tokens,
-            seconds={"refresh": refreshing} | conversation.seconds,
+            seconds={**seconds, **conversation.seconds},
         )
-
-
-def _to_found(passage: Passage, score: float, was_read: bool = False) -> Found:
-    return Found(
-        passage.id, passage.key, passage.title, passage.text, passage.metadata, score, was_read
-    )
-
-
-def _abstained(question: str, ranking: Sequence[Found], seconds: float) -> Answer:
-    return Answer(question, "", True, tuple(ranking), (), "abstained", 0, {"retrieve": seconds})

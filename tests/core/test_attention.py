@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msa_jax.core import attention
 from msa_jax.core.attention import masked_attention, sparse_attention
 
 
@@ -49,3 +50,24 @@ def test_a_token_that_sees_nothing_has_finite_output_and_gradient():
     out, gradients = jax.value_and_grad(lambda heads: masked_attention(*heads, mask).sum())(heads)
     assert np.isfinite(out)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_long_sequences_are_attended_to_block_by_block(monkeypatch):
+    rng = np.random.default_rng(3)
+    queries, keys, values = (
+        jnp.asarray(rng.standard_normal((2, 12, heads, 8)), jnp.float32) for heads in (4, 2, 2)
+    )
+    mask = jnp.asarray(rng.random((2, 12, 12)) < 0.7)
+
+    def call():
+        def total(queries, keys):
+            out = masked_attention(queries, keys, values, mask)
+            return (out**2).sum(), out
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(queries, keys)
+
+    whole = call()
+    monkeypatch.setattr(attention, "_MAX_SCORES", 12 * 12 - 1)
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 4)
+    assert "scan" in str(jax.make_jaxpr(masked_attention)(queries, keys, values, mask))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), call(), whole)
