@@ -16,16 +16,11 @@ from msa_jax.engine.ingest import create_bank, new_layout
 from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.engine.loading import LoadedModel, load_model
 from msa_jax.engine.sampling import SamplingConfig
-from tests.engine.banks import MAX_TOKENS, save_model
+from tests.engine.banks import MAX_TOKENS
 
 NUM_DOCUMENTS = 5
 # Of different lengths.
 QUESTIONS = ("Stone?", "which is value 3?")
-
-
-def save(folder: Path) -> Path:
-    """A Hugging Face folder of a model of two layers, which compiles fast."""
-    return save_model(folder, num_layers=2, memory={"router_layers": (0, 1)})
 
 
 def load(folder: Path, mesh: Mesh | None = None) -> LoadedModel:

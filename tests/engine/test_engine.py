@@ -10,6 +10,7 @@ from msa_jax.engine.decoding import STEPS_PER_CALL
 from msa_jax.engine.engine import AskConfig
 from msa_jax.engine.interleave import Conversation, InterleaveConfig, Round
 from msa_jax.engine.ranking import rank_documents
+from tests.engine.banks import save_model
 from tests.engine.engines import (
     NUM_DOCUMENTS,
     QUESTIONS,
@@ -18,7 +19,6 @@ from tests.engine.engines import (
     documents_of,
     load,
     new_engine,
-    save,
 )
 
 DOCUMENTS = {document.id: document for document in documents_of(14)}
@@ -29,7 +29,9 @@ MAUVE = {"kind": "mauve"}
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return load(save(tmp_path_factory.mktemp("model")))
+    """Of two layers, which compile faster than three."""
+    layers = {"num_layers": 2, "memory": {"router_layers": (0, 1)}}
+    return load(save_model(tmp_path_factory.mktemp("model"), **layers))
 
 
 @pytest.fixture(scope="module")
