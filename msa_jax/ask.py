@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from tqdm import tqdm
 
 from msa_jax import cli
 from msa_jax.config import ConfigError
@@ -93,12 +94,21 @@ def main(arguments: Sequence[str]) -> None:
     if not _BANK.value:
         raise ConfigError("--bank is missing; name the directory of the bank.")
     mesh = make_mesh(MeshConfig(memory=_MEMORY_DEVICES.value))
-    with Engine.open(
-        _BANK.value,
-        _CHECKPOINT.value,
-        mesh=mesh if mesh.size > 1 else None,
-        content_tier=_CONTENT_TIER.value,
-    ) as engine:
+    # Small banks are there before a bar would be.
+    with tqdm(desc="load", unit="chunk", unit_scale=True, delay=2.0, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        engine = Engine.open(
+            _BANK.value,
+            _CHECKPOINT.value,
+            mesh=mesh if mesh.size > 1 else None,
+            content_tier=_CONTENT_TIER.value,
+            on_load=show,
+        )
+    with engine:
         print(_describe(engine), file=sys.stderr if _JSON.value else sys.stdout, flush=True)
         if questions:
             _respond(engine, questions, config)

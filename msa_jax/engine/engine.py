@@ -60,6 +60,7 @@ class Engine:
         store: Store,
         mesh: Mesh | None = None,
         content_tier: str | None = None,
+        on_load: Callable[[int, int], None] = lambda done, total: None,
     ):
         """Loads the bank onto the devices.
 
@@ -68,6 +69,7 @@ class Engine:
             store: open; for writing if documents are to be added or deleted.
             mesh: devices to share the work; None for one.
             content_tier: see `Bank`.
+            on_load: see `Bank`.
 
         Raises:
             ConfigError: if it does not fit.
@@ -76,7 +78,7 @@ class Engine:
         model = Transformer(config)
         self.loaded = dataclasses.replace(loaded, config=config, params=params)
         self.store = store
-        self.bank = Bank(store, mesh, content_tier)
+        self.bank = Bank(store, mesh, content_tier, on_load=on_load)
         self.generator = Generator(model, params, mesh)
         self._ingestor = Ingestor(self.loaded, Encoder(model, params, store.layout, mesh), store)
         self._compaction = BackgroundCompaction(store)
@@ -126,6 +128,7 @@ class Engine:
         mesh: Mesh | None = None,
         content_tier: str | None = None,
         write: bool = False,
+        on_load: Callable[[int, int], None] = lambda done, total: None,
     ) -> Engine:
         """Opens a bank with the model that encoded it.
 
@@ -135,6 +138,7 @@ class Engine:
             mesh: devices to share the work; None for one.
             content_tier: see `Bank`.
             write: whether to add and delete documents.
+            on_load: see `Bank`.
 
         Raises:
             StoreError: if the bank cannot be opened, or was encoded by another model.
@@ -150,16 +154,14 @@ class Engine:
             mesh=mesh,
         )
         store = Store.open(bank, write=write, fingerprint=fingerprint(loaded))
-        return cls._of(loaded, store, mesh, content_tier)
+        return cls._of(loaded, store, mesh, content_tier, on_load)
 
     @classmethod
-    def _of(
-        cls, loaded: LoadedModel, store: Store, mesh: Mesh | None, content_tier: str | None
-    ) -> Engine:
+    def _of(cls, loaded: LoadedModel, store: Store, *placement: Any) -> Engine:
         """The engine, or a closed store if there is none."""
         with contextlib.ExitStack() as undo:
             undo.enter_context(store)
-            engine = cls(loaded, store, mesh, content_tier)
+            engine = cls(loaded, store, *placement)
             undo.pop_all()
         return engine
 

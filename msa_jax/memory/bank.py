@@ -52,6 +52,7 @@ class Bank:
         mesh: Mesh | None = None,
         content_tier: str | None = None,
         budget: Budget | None = None,
+        on_load: Callable[[int, int], None] = lambda done, total: None,
     ):
         """Loads all documents.
 
@@ -60,6 +61,7 @@ class Bank:
             mesh: devices to lie on, chunks along its axis `memory`; None for the default device.
             content_tier: "device", "host" or "disk"; None for the nearest that has room.
             budget: memory that may be used; what is free by default.
+            on_load: called while everything is loaded, with the chunks that are and those to be.
 
         Raises:
             ConfigError: if it does not fit.
@@ -67,6 +69,7 @@ class Bank:
         """
         self.store = store
         self._mesh, self._content_tier, self._budget = mesh, content_tier, budget
+        self._on_load = on_load
         self._num_shards = 1 if mesh is None else mesh.shape[MEMORY_AXIS]
         self._layers: LayerMemory | None = None
         self._index: MemoryIndex | None = None
@@ -137,7 +140,7 @@ class Bank:
         assert first is not None, "the plan has room for all parts"
         self._reader = _StoredContent(self.store, self._slots)
         self._layers = self._empty_layers()
-        self._write(parts, first)
+        self._write(parts, first, self._on_load)
         self._version = changes.version
         self._index = self._place_index()
 
@@ -171,14 +174,22 @@ class Bank:
             Content(zeros("content"), zeros("content_scale"), tier, reader),
         )
 
-    def _write(self, parts: PartTable, first: Int[np.ndarray, " n"]) -> None:
+    def _write(
+        self,
+        parts: PartTable,
+        first: Int[np.ndarray, " n"],
+        on_load: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         """Copies the arrays of parts from the store to their places."""
         with_content = self.plan.content_tier != DISK
         was_read = np.zeros(len(parts), np.bool_)
+        done, total = 0, int(parts.chunks.sum())
         for rows, chunks in self.store.read(parts, content=with_content):
             was_read[rows] = True
             for source, target in _stretches(first[rows], parts.chunks[rows]):
                 self._write_stretch(chunks[source], target)
+            done += len(chunks)
+            on_load(done, total)
         # The others were removed and compacted away just now.
         self._slots.remove(parts.ids[~was_read])
 
