@@ -287,4 +287,3 @@ def _projection(num_heads: int, head_dim: int, use_bias: bool, dtype) -> nn.Dens
 
 def _write(cached, new, start):
     return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), start, axis=2)
-
