@@ -31,7 +31,7 @@ from msa_jax.engine.names import NameTable
 from msa_jax.engine.ranking import rank_documents
 from msa_jax.memory.bank import Bank
 from msa_jax.memory.compaction import BackgroundCompaction
-from msa_jax.memory.store import Store
+from msa_jax.memory.store import Passage, Store, StoreError
 from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer
 from msa_jax.modules.unstack import unstack_layers
@@ -285,8 +285,18 @@ class Engine:
 
     def _originals(self, ids: Sequence[int]) -> list[np.ndarray]:
         builder = self.loaded.builder
-        texts = (part_text(builder, passage) for passage in self.store.passages(ids))
-        return builder.tokenizer.encode_batch(texts)
+        texts = {passage.id: part_text(builder, passage) for passage in self._passages(ids)}
+        return builder.tokenizer.encode_batch(texts.get(part_id, "") for part_id in ids)
+
+    def _passages(self, ids: Sequence[int]) -> list[Passage]:
+        """Originals, but for those that were removed and compacted away meanwhile."""
+        try:
+            return self.store.passages(ids)
+        except StoreError:
+            is_live = self.store.parts().find(np.array(ids)) >= 0
+            if is_live.all():
+                raise
+            return self._passages(np.array(ids)[is_live].tolist())
 
     def _rank(
         self, memory: Memory, questions: Sequence[str], num_documents: int
@@ -303,8 +313,8 @@ class Engine:
     def _found(self, slots: np.ndarray, scores: np.ndarray, num_documents: int) -> list[Found]:
         best, best_scores = rank_documents(self.bank.ids(slots), scores)
         best, best_scores = best[:num_documents].tolist(), best_scores[:num_documents].tolist()
-        passages = self.store.passages(best)
-        return [found(x, score) for x, score in zip(passages, best_scores, strict=True)]
+        score_of = dict(zip(best, best_scores, strict=True))
+        return [found(passage, score_of[passage.id]) for passage in self._passages(best)]
 
     def _answer(
         self, conversation: Conversation, config: AskConfig, seconds: Mapping[str, float]
@@ -317,7 +327,7 @@ class Engine:
         listed = list(dict.fromkeys([*read, *score_of]))[: max(config.num_documents, len(read))]
         documents = [
             found(x, score_of.get(x.id, -np.inf), was_read=x.id in read)
-            for x in self.store.passages(listed)
+            for x in self._passages(listed)
         ]
         return Answer(
             question=conversation.question,

@@ -126,6 +126,27 @@ def test_changes_by_others_count_from_the_next_question_on(engine, loaded):
             reader.delete(["d1"])
 
 
+def test_documents_that_vanish_under_a_question_do_not_end_it(engine, loaded):
+    """Compacted away after they were found, and before anyone asked for their texts."""
+    with Engine(loaded, Store.open(engine.store.path)) as reader:
+        start = reader.generator.start
+        victims = iter([["d0", "d1", "d2", "d3"], ["d4", "d5"], ["d6", "d7", "d8"]])
+
+        def start_and_lose(*args, **options):
+            session = start(*args, **options)
+            engine.delete(next(victims, []))
+            engine.store.compact(0.0)
+            return session
+
+        reader.generator.start = start_and_lose
+        found = reader.retrieve(QUESTIONS[0], EVERYTHING)
+        assert {one.key for one in found} == {f"d{n}" for n in range(4, 10)}
+        for answer in reader.ask_all(QUESTIONS, CREATIVE):
+            assert answer.text
+            assert {one.key for one in answer.documents} <= {"d6", "d7", "d8", "d9"}
+        assert texts_in(reader).keys() == {"d9"}
+
+
 # The same as a bank that never was another.
 
 KEYS = st.sampled_from([document.id for document in DOCUMENTS])
