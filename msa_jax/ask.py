@@ -301,6 +301,7 @@ def run() -> None:
     """Runs the program."""
     # Before JAX starts: a large memory needs most of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    cli.keep_compiled()
     cli.run(main, FLAGS)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import platform
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 
 from msa_jax.checkpoint.huggingface import CheckpointError
@@ -47,6 +51,18 @@ def run(
 def print_error(error: Exception) -> None:
     """One line on stderr."""
     print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def keep_compiled() -> None:
+    """Lets the next start of a program find what this one compiles.
+
+    In `~/.cache/msa_jax`, apart for every machine, unless JAX was told another place
+    (`JAX_COMPILATION_CACHE_DIR`).
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "msa_jax" / platform.node()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

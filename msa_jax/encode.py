@@ -262,6 +262,7 @@ def _summary(store: Store, counts: Counts, seconds: float) -> str:
 
 def run() -> None:
     """Runs the program."""
+    cli.keep_compiled()
     cli.run(main, FLAGS)
 
 
