@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import runpy
 import statistics
 import tempfile
 import time
@@ -28,7 +29,7 @@ import numpy as np
 
 from benchmarks.synthetic_bank import DOCUMENT_CHUNKS, SyntheticStore, random_params
 from benchmarks.timing import BEYOND_CACHES, matrix_tflops, reduction_ms
-from msa_jax.config import ModelConfig
+from msa_jax.config import ModelConfig, from_mapping
 from msa_jax.data.examples import token_block
 from msa_jax.data.records import Document
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
@@ -46,28 +47,17 @@ QUESTION_TOKENS, DOCUMENT_TOKENS, ANSWER_TOKENS = 64, 256, 128
 _LARGEST_SAMPLE = 2 << 30
 # What the template puts around a document, at most.
 _WRAP_TOKENS = 24
+
+
+def _configured(name: str) -> dict[str, Any]:
+    """The model of a file of `configs/`."""
+    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    return runpy.run_path(str(path))["get_config"]().model.to_dict()
+
+
 GEOMETRIES = {
-    "msa_4b": dict(
-        vocab_size=151_936,
-        num_layers=36,
-        embed_dim=2560,
-        hidden_dim=9728,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        rope_theta=5e6,
-        qk_norm=True,
-    ),
-    "msa_135m": dict(
-        vocab_size=49_152,
-        num_layers=30,
-        embed_dim=576,
-        hidden_dim=1536,
-        num_heads=9,
-        num_kv_heads=3,
-        head_dim=64,
-        rope_theta=1e5,
-    ),
+    "msa_4b": _configured("qwen3_4b"),
+    "msa_135m": _configured("100m"),
     "small": dict(
         vocab_size=4096,
         num_layers=4,
@@ -254,8 +244,8 @@ def _loaded(config: ModelConfig, params: PyTree) -> LoadedModel:
 
 
 def _config(geometry: str, scan_layers: bool) -> ModelConfig:
-    sizes = GEOMETRIES[geometry]
-    return ModelConfig(**sizes, dtype="bfloat16", remat=False, scan_layers=scan_layers)
+    for_inference = {"dtype": "bfloat16", "remat": False, "scan_layers": scan_layers}
+    return from_mapping(ModelConfig, GEOMETRIES[geometry] | for_inference)
 
 
 def _words(builder: PromptBuilder, num_tokens: int) -> str:

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -24,19 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msa_jax.checkpoint.checkpointer import best_step, load_model_config, load_params
 from msa_jax.config import from_mapping
 from msa_jax.core.routing import routing_queries
 from msa_jax.core.segments import QUERY, TokenBlock
 from msa_jax.data.examples import token_block
 from msa_jax.data.pipeline import DataConfig, TextDataset
 from msa_jax.engine.encode import encode_documents
+from msa_jax.engine.loading import load_model
 from msa_jax.kernels.routing import RoutingKeys, quantize_keys, route
 from msa_jax.modules.attention import RouterProjector
-from msa_jax.modules.init import init_params
 from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer, init_cache
-from msa_jax.training.trainer import CHECKPOINTS
 from msa_jax.typing import Array, Bool, Float, Int, PyTree
 
 DTYPES = ("int8", "float8_e4m3fn")
@@ -46,14 +43,9 @@ QUESTIONS_AT_ONCE = 32
 
 def load_run(workdir: Path) -> tuple[Transformer, PyTree, DataConfig]:
     """The best model of a run and the settings of its data."""
-    checkpoints = workdir / CHECKPOINTS
-    config = load_model_config(checkpoints)
-    shapes = jax.eval_shape(partial(init_params, config), jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda x: x.update(sharding=device), shapes)
-    params = load_params(checkpoints, best_step(checkpoints), shapes)
-    settings = json.loads((workdir / "results.json").read_text())["config"]["data"]
-    return Transformer(config), params, from_mapping(DataConfig, settings, "data")
+    loaded = load_model(workdir)
+    settings = json.loads((workdir / "results.json").read_text(encoding="utf-8"))["config"]["data"]
+    return loaded.model, loaded.params, from_mapping(DataConfig, settings, "data")
 
 
 def encode(model: Transformer, params: PyTree, dataset: TextDataset) -> Memory:

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from msa_jax.config import from_mapping
-from msa_jax.data.pipeline import DataConfig, TextDataset
+from benchmarks.quantized_recall import load_run
+from msa_jax.data.pipeline import TextDataset
 from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import Generator
-from msa_jax.engine.loading import load_model
-from msa_jax.engine.ranking import rank_documents
+from msa_jax.engine.ranking import LISTED, rank_documents
 from msa_jax.evaluation.scaling import HeldOut, ScalingConfig
 from msa_jax.modules.state import Memory, Routing
 from msa_jax.typing import Float, Int
 
-LISTED, BATCH_SIZE = 64, 32
+BATCH_SIZE = 32
 Rule = Callable[[Int[np.ndarray, "L k"], Float[np.ndarray, "L k"]], dict[int, float]]
 
 
@@ -104,15 +102,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="workdir of a trained run with results.json")
     run = Path(parser.parse_args().run)
-    facts = json.loads((run / "results.json").read_text(encoding="utf-8"))["config"]
     corpus = run / "corpus"
     files = {kind: str(corpus / f"heldout.{kind}.jsonl") for kind in ("documents", "questions")}
-    loaded = load_model(run)
-    data = dataclasses.replace(from_mapping(DataConfig, facts["data"]), **files)
+    model, params, data = load_run(run)
+    data = dataclasses.replace(data, **files)
     config = ScalingConfig(**files, kinds=("needle", "docstring"))
-    held_out = HeldOut(TextDataset.load(data, loaded.config.memory), config)
-    memory = encode_documents(loaded.model, loaded.params, held_out.documents, data.row_tokens)
-    generator = Generator(loaded.model, loaded.params)
+    held_out = HeldOut(TextDataset.load(data, model.config.memory), config)
+    memory = encode_documents(model, params, held_out.documents, data.row_tokens)
+    generator = Generator(model, params)
     for memory_tokens in config.memory_tokens:
         for (kind, rule), recalls in measure(held_out, generator, memory, memory_tokens).items():
             at_1, at_16 = np.mean(recalls, axis=0)

@@ -91,22 +91,16 @@ _MEMORY_DEVICES = _integer("memory_devices", 1, "How many devices share the memo
 
 def main(arguments: Sequence[str]) -> None:
     questions, config = arguments[1:], _ask_config()
-    if not _BANK.value:
-        raise ConfigError("--bank is missing; name the directory of the bank.")
+    bank = cli.given(_BANK, "the directory of the bank")
     mesh = make_mesh(MeshConfig(memory=_MEMORY_DEVICES.value))
     # Small banks are there before a bar would be.
     with tqdm(desc="load", unit="chunk", unit_scale=True, delay=2.0, leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
         engine = Engine.open(
-            _BANK.value,
+            bank,
             _CHECKPOINT.value,
             mesh=mesh if mesh.size > 1 else None,
             content_tier=_CONTENT_TIER.value,
-            on_load=show,
+            on_load=cli.progress_of(bar),
         )
     with engine:
         print(_describe(engine), file=sys.stderr if _JSON.value else sys.stdout, flush=True)

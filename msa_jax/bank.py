@@ -17,7 +17,6 @@ from absl import flags
 from tqdm import tqdm
 
 from msa_jax import cli
-from msa_jax.config import ConfigError
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import format_bytes
 
@@ -29,11 +28,9 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Read every byte.", flag_values=FLA
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) > 1:
-        raise ConfigError(f"{arguments[1]!r} is not a flag; write --name=value.")
-    if not _BANK.value:
-        raise ConfigError("--bank is missing; name the directory of the bank.")
-    with Store.open(_BANK.value, write=bool(_DELETE.value or _COMPACT.value)) as store:
+    cli.refuse_arguments(arguments)
+    bank = cli.given(_BANK, "the directory of the bank")
+    with Store.open(bank, write=bool(_DELETE.value or _COMPACT.value)) as store:
         if _DELETE.value:
             store.commit(deletes=_DELETE.value)
         if _COMPACT.value:
@@ -63,12 +60,7 @@ def describe(store: Store) -> str:
 def verify(store: Store) -> list[str]:
     """What is wrong with a bank, in words, with a progress bar."""
     with tqdm(desc="verify", unit="block") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return store.verify(show)
+        return store.verify(cli.progress_of(bar))
 
 
 def run() -> None:

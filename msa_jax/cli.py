@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
+from tqdm import tqdm
 
 from msa_jax.checkpoint.huggingface import CheckpointError
 from msa_jax.config import ConfigError
@@ -51,6 +52,37 @@ def run(
 def print_error(error: Exception) -> None:
     """One line on stderr."""
     print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def given(flag: flags.FlagHolder, what: str) -> str:
+    """The value of a flag.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    if not flag.value:
+        raise ConfigError(f"--{flag.name} is missing; name {what}.")
+    return flag.value
+
+
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """For programs that take flags alone.
+
+    Raises:
+        ConfigError: if there is more than the program's name.
+    """
+    if len(arguments) > 1:
+        raise ConfigError(f"{arguments[1]!r} is not a flag; write --name=value.")
+
+
+def progress_of(bar: tqdm) -> Callable[[int, int], None]:
+    """Shows what is done, and how much there is to do, on a bar."""
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return show
 
 
 def keep_compiled() -> None:

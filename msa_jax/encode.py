@@ -91,13 +91,12 @@ _MEMORY_TOKENS = flags.DEFINE_integer(
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) > 1:
-        raise ConfigError(f"{arguments[1]!r} is not a flag; write --name=value.")
+    cli.refuse_arguments(arguments)
     if _ESTIMATE.value:
         print(estimate())
         return
-    bank = _given(_BANK, "the directory of the bank")
-    source = open_source(_given(_DOCUMENTS, "a JSON Lines file, a folder or -"))
+    bank = cli.given(_BANK, "the directory of the bank")
+    source = open_source(cli.given(_DOCUMENTS, "a JSON Lines file, a folder or -"))
     started = time.perf_counter()
     loaded, mesh = _load(_facts(bank))
     with _open_bank(bank, loaded) as store:
@@ -171,12 +170,6 @@ def _measure(loaded: LoadedModel, layout: Layout, source: DocumentSource) -> tup
             tokens=int(lengths.sum()),
         )
     return counts, num_chunks
-
-
-def _given(flag: flags.FlagHolder, what: str) -> str:
-    if not flag.value:
-        raise ConfigError(f"--{flag.name} is missing; name {what}.")
-    return flag.value
 
 
 def _model_flags(facts: dict) -> tuple[str, str | None, str | None]:

@@ -28,7 +28,7 @@ from msa_jax.engine.ingest import Counts, Ingestor, create_bank, new_layout, par
 from msa_jax.engine.interleave import Conversation, Library, interleave
 from msa_jax.engine.loading import LoadedModel, fingerprint, load_model
 from msa_jax.engine.names import NameTable
-from msa_jax.engine.ranking import rank_documents
+from msa_jax.engine.ranking import LISTED, rank_documents
 from msa_jax.memory.bank import Bank
 from msa_jax.memory.compaction import BackgroundCompaction
 from msa_jax.memory.store import Passage, Store, StoreError
@@ -36,9 +36,6 @@ from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer
 from msa_jax.modules.unstack import unstack_layers
 
-# Documents that every router layer lists, so that rankings do not depend on how many of their
-# documents are asked for.
-_LISTED = 64
 _AS_USUAL = AskConfig()
 
 
@@ -228,7 +225,7 @@ class Engine:
             [questions[i] for i in asked],
             config.interleave,
             config.sampling,
-            max(config.num_documents, _LISTED),
+            max(config.num_documents, LISTED),
             lambda index, text: on_text(asked[index], text),
         )
         for i, conversation in zip(asked, conversations, strict=True):
@@ -303,7 +300,7 @@ class Engine:
     ) -> list[list[Found]]:
         builder = self.loaded.builder
         prompts = [token_block(builder, builder.prompt(question)) for question in questions]
-        listed = max(num_documents, _LISTED)
+        listed = max(num_documents, LISTED)
         routing = self.generator.start(prompts, memory, room=1, search_docs=listed).routing
         return [
             self._found(routing.top_docs[:, row], routing.top_scores[:, row], num_documents)

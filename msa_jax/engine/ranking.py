@@ -10,6 +10,9 @@ import numpy as np
 
 from msa_jax.typing import Float, Int
 
+# Documents that a layer lists for a ranking, so that scores do not depend on how many are wanted.
+LISTED = 64
+
 
 def rank_documents(
     ids: Int[np.ndarray, "L k"], scores: Float[np.ndarray, "L k"]

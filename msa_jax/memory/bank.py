@@ -140,6 +140,9 @@ class Bank:
         assert first is not None, "the plan has room for all parts"
         self._reader = _StoredContent(self.store, self._slots)
         self._layers = self._empty_layers()
+        # The number of a document in a memory is its first chunk.
+        numbers = np.arange(self.plan.capacity, dtype=np.int32)
+        self._first_chunk = jax.device_put(numbers[None], self._sharding())
         self._write(parts, first, self._on_load)
         self._version = changes.version
         self._index = self._place_index()
@@ -219,13 +222,11 @@ class Bank:
 
     def _place_index(self) -> MemoryIndex:
         slots = self._slots
-        first = np.arange(self.plan.capacity, dtype=np.int32)
-        whole = self._sharding()
         return MemoryIndex(
             # Copies: what is on its way to a device must not change.
             jax.device_put(slots.chunk_doc[None].copy(), self._sharding(None, MEMORY_AXIS)),
-            jax.device_put(first[None], whole),
-            jax.device_put(slots.num_chunks[None].copy(), whole),
+            self._first_chunk,
+            jax.device_put(slots.num_chunks[None].copy(), self._sharding()),
             self.store.layout.max_document_chunks,
             self._num_shards,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from msa_jax.memory.parts import PartTable
+from msa_jax.memory.parts import PartTable, spans
 from msa_jax.typing import Int
 
 NO_PART = -1
@@ -116,11 +116,7 @@ class Slots:
     def _record(self, parts: PartTable, first: np.ndarray) -> None:
         self.ids[first] = parts.ids
         self.num_chunks[first] = parts.chunks
-        within = np.arange(parts.chunks.sum()) - np.repeat(
-            np.cumsum(parts.chunks) - parts.chunks, parts.chunks
-        )
-        owners = np.repeat(first, parts.chunks)
-        self.chunk_doc[owners + within] = owners
+        self.chunk_doc[spans(first, parts.chunks)] = np.repeat(first, parts.chunks)
         self._first_of.update(zip(parts.ids.tolist(), first.tolist(), strict=True))
 
 
