@@ -244,7 +244,7 @@ def _loaded(config: ModelConfig, params: PyTree) -> LoadedModel:
 
 
 def _config(geometry: str, scan_layers: bool) -> ModelConfig:
-    for_inference = {"dtype": "bfloat16", "remat": False, "scan_layers": scan_layers}
+    for_inference = {"dtype": "bfloat16", "remat": "nothing", "scan_layers": scan_layers}
     return from_mapping(ModelConfig, GEOMETRIES[geometry] | for_inference)
 
 

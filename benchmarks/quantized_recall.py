@@ -83,7 +83,7 @@ def layer_queries(
     num_groups, batch, length = prompts.tokens.shape
     cache = init_cache(config, num_groups, batch, length)
     # Without jit or remat the scan over layers is a loop, whose every layer can be listened to.
-    plain = Transformer(dataclasses.replace(config, remat=False))
+    plain = Transformer(dataclasses.replace(config, remat="nothing"))
     with jax.disable_jit(), nn.intercept_methods(listen):
         plain.apply({"params": params}, prompts, cache, memory, method="prefill")
     similarity = config.memory.router_similarity

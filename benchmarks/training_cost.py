@@ -1,4 +1,4 @@
-"""What a training step costs as memory grows: seconds, and bytes of device memory.
+"""What a training step costs as memory grows: seconds, device memory, share of the matrix peak.
 
     python -m benchmarks.training_cost [--model 100m] [--memory-tokens 8192 65536]
 
@@ -9,12 +9,15 @@ costs does not depend on them.
 
 `peak_bytes` is what the compiled step needs at once (arguments, results and temporaries);
 `temporary_bytes` is the part that parameters and optimiser have no share in. Where the device
-counts for itself, `device_peak_bytes` is its own maximum so far.
+counts for itself, `device_peak_bytes` is its own maximum so far. `share_of_peak` is what the
+products that the model needs would take at the rate of a large matrix product of the same run;
+what is computed again in the backward pass does not count, nor does anything that is no product.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import runpy
 import statistics
@@ -26,7 +29,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from msa_jax.config import ModelConfig, from_mapping
+from benchmarks.timing import matrix_tflops
+from msa_jax.config import REMAT, ModelConfig, from_mapping
 from msa_jax.core.segments import QUERY, RESPONSE, TEMPLATE, TokenBlock, TrainingBatch
 from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
@@ -92,6 +96,30 @@ def random_batch(
     )
 
 
+def step_flops(model: ModelConfig, memory_tokens: int, batch: TrainingBatch) -> float:
+    """Operations of the matrix products of a step on a full memory, forward and backward."""
+    queries, active_tokens = batch.active.tokens.shape[1:]
+    routed = len(model.router_layers)
+    width, kv_width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    weights = model.embed_dim * (2 * width + 2 * kv_width + 3 * model.hidden_dim)
+    # Documents are not updated after the last layer, where only their keys and values are used.
+    document_weights = (model.num_layers - 1) * weights + 2 * model.embed_dim * kv_width
+    document_weights += routed * model.embed_dim * kv_width
+    active_weights = model.num_layers * weights + routed * model.embed_dim * width
+    active = queries * active_tokens
+    products = memory_tokens * document_weights + active * active_weights
+    products += int(batch.target_mask.sum()) * model.vocab_size * model.embed_dim
+    # Scores and sums of causal attention take one product each, with half of the tokens.
+    attention = (model.num_layers - 1) * memory_tokens * DOCUMENT_TOKENS
+    attention += model.num_layers * active * active_tokens
+    chunk_size = model.memory.pooling_kernel_size
+    chosen = 2 * model.memory.top_k_docs * -(-DOCUMENT_TOKENS // chunk_size)
+    products += width * (attention + routed * active * chosen)
+    products += routed * active * memory_tokens // chunk_size * kv_width
+    # Two operations for each multiplication; the backward pass has two products for each.
+    return 2 * 3 * products
+
+
 def measure(
     model: ModelConfig,
     memory_tokens: int,
@@ -100,8 +128,12 @@ def measure(
     queries: int = 8,
     active_tokens: int = 64,
     steps: int = 5,
+    trace: str | None = None,
 ) -> dict[str, Any]:
-    """Median seconds of a step after the warm-up, and its bytes."""
+    """Median seconds of a step after the warm-up, its bytes, and its rate; see the module.
+
+    `trace` names a folder for a profile of two more steps.
+    """
     stage = StageConfig(
         name="cost",
         steps=WARM_UP_STEPS + steps,
@@ -112,10 +144,10 @@ def measure(
         active_tokens=active_tokens,
     )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    program = StageProgram(Transformer(model), stage, OptimizerConfig(), mesh)
-    batch = put_batch(
-        random_batch(model, memory_tokens, row_tokens, queries, active_tokens), mesh, 1
-    )
+    longest = -(-DOCUMENT_TOKENS // model.memory.pooling_kernel_size)
+    program = StageProgram(Transformer(model), stage, OptimizerConfig(), mesh, longest)
+    host_batch = random_batch(model, memory_tokens, row_tokens, queries, active_tokens)
+    batch = put_batch(host_batch, mesh, 1)
     state = program.start(jax.jit(lambda key: init_params(model, key))(jax.random.key(0)))
     step = program.step.lower(state, batch).compile()
     seconds = []
@@ -123,9 +155,15 @@ def measure(
         start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - start)
+    if trace:
+        with jax.profiler.trace(trace):
+            for _ in range(2):
+                state, _ = jax.block_until_ready(step(state, batch))
+    median = statistics.median(seconds[WARM_UP_STEPS:])
     result = {
         "memory_tokens": memory_tokens,
-        "seconds_per_step": statistics.median(seconds[WARM_UP_STEPS:]),
+        "seconds_per_step": median,
+        "tflops": 1e-12 * step_flops(model, memory_tokens, host_batch) / median,
         **compiled_bytes(step),
     }
     counted = jax.devices()[0].memory_stats()
@@ -152,7 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--queries", type=int, default=8, help="queries of the memory")
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens of a memory row")
+    parser.add_argument("--active-tokens", type=int, default=64, help="tokens of a query")
+    parser.add_argument("--remat", choices=REMAT, help="the model's own by default")
     parser.add_argument("--steps", type=int, default=5, help="steps to take the median of")
+    parser.add_argument("--trace", help="folder for a profile of each size")
     options = parser.parse_args(arguments)
     row_tokens = options.row_tokens
     if row_tokens % DOCUMENT_TOKENS or any(size % row_tokens for size in options.memory_tokens):
@@ -161,14 +202,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"multiple of the documents' {DOCUMENT_TOKENS}"
         )
     model = model_of(options.model)
-    sizes = {"row_tokens": row_tokens, "queries": options.queries, "steps": options.steps}
+    if options.remat:
+        model = dataclasses.replace(model, remat=options.remat)
+    names = ("row_tokens", "queries", "active_tokens", "steps")
+    sizes = {name: getattr(options, name) for name in names}
+    peak = matrix_tflops(512 if jax.default_backend() == "cpu" else 8192)
     results = []
     # In ascending order, since a device's own maximum is over all that ran before.
     for memory_tokens in sorted(options.memory_tokens):
-        results.append(measure(model, memory_tokens, **sizes))
+        trace = options.trace and f"{options.trace}/{memory_tokens}"
+        result = measure(model, memory_tokens, **sizes, trace=trace)
+        results.append(result | {"share_of_peak": result["tflops"] / peak})
         print(json.dumps(results[-1]), flush=True)
+    device = jax.devices()[0].device_kind
     ratios = {name: round(results[-1][name] / results[0][name], 3) for name in results[0]}
-    print(json.dumps({"ratios": ratios, "device": jax.devices()[0].device_kind}))
+    print(json.dumps({"ratios": ratios, "matrix_tflops": peak, "device": device}))
 
 
 if __name__ == "__main__":

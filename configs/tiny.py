@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
             head_dim=32,
             tie_embeddings=False,
             dtype="float32",
-            remat=False,
+            remat="nothing",
         )
     )
     c.model.memory = ConfigDict(

@@ -11,6 +11,7 @@ T = TypeVar("T")
 
 ROUTER_SIMILARITIES = ("cosine", "scaled_dot")
 ROUTER_INITS = ("from_attention", "random", "shared")
+REMAT = ("all", "cheap", "nothing")
 
 
 class ConfigError(ValueError):
@@ -101,7 +102,9 @@ class ModelConfig:
         attention_bias: biases on q, k and v (Qwen2).
         qk_norm: RMSNorm per head on q and k before RoPE (Qwen3).
         dtype: compute type; parameters, norms, softmax, pooled means and losses are float32.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        remat: what the backward pass of a layer computes again instead of keeping it: "all" (least
+            memory), "cheap" (all but the products with weights, which take most of the time), or
+            "nothing" (fastest where it fits).
         scan_layers: stack layers of a kind and scan them, so that many compile as fast as one.
             Without it each layer has arrays of its own, which generating a token at a time needs:
             a scan copies a layer's weights out of the stack before it uses them.
@@ -120,7 +123,7 @@ class ModelConfig:
     attention_bias: bool = False
     tie_embeddings: bool = True
     dtype: str = "bfloat16"
-    remat: bool = True
+    remat: str = "all"
     scan_layers: bool = True
     memory: MemoryConfig = nested(MemoryConfig)
 
@@ -131,6 +134,7 @@ class ModelConfig:
             *("num_heads", "num_kv_heads", "head_dim"),
         )
         _require_choice(self, "dtype", ("bfloat16", "float32"))
+        _require_choice(self, "remat", REMAT)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "

@@ -27,7 +27,10 @@ def masked_attention(
 
     def attend(block: tuple[Array, Array]) -> Array:
         queries, mask = block
-        return jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+        fused = _has_fused_kernel(queries) and queries.shape[1] % 2 == keys.shape[1] % 2 == 0
+        return jax.nn.dot_product_attention(
+            queries, keys, values, mask=mask, implementation="cudnn" if fused else None
+        )
 
     length, num_keys = mask.shape[-2:]
     if length % _QUERY_BLOCK or length * num_keys <= _MAX_SCORES:
@@ -49,9 +52,12 @@ def causal_attention(
     """
     batch = queries.shape[:-3]
     queries, keys, values = (x.reshape(-1, *x.shape[-3:]) for x in (queries, keys, values))
-    fused = jax.default_backend() == "gpu" and queries.dtype == jnp.bfloat16
     out = jax.nn.dot_product_attention(
-        queries, keys, values, is_causal=True, implementation="cudnn" if fused else None
+        queries,
+        keys,
+        values,
+        is_causal=True,
+        implementation="cudnn" if _has_fused_kernel(queries) else None,
     )
     return out.reshape(*batch, *out.shape[1:])
 
@@ -71,6 +77,11 @@ def sparse_attention(
         jnp.concatenate([pooled, own], axis=-3) for pooled, own in zip(context, local, strict=True)
     )
     return masked_attention(queries, keys, values, jnp.concatenate([context_mask, mask], axis=-1))
+
+
+def _has_fused_kernel(queries: Array) -> bool:
+    """Whether the hardware has a kernel that never holds all scores (cuDNN's)."""
+    return jax.default_backend() == "gpu" and queries.dtype == jnp.bfloat16
 
 
 def _blocks(x: Array, axis: int) -> Array:

@@ -1,5 +1,7 @@
 """Router losses (paper, eq. 6) and the language-model loss in blocks."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -39,42 +41,52 @@ def info_nce(
 
 
 def chunked_lm_loss(
-    hidden: Float[Array, "*batch D"],
+    hidden: Float[Array, "*batch T D"],
     unembedding: Float[Array, "D V"],
-    targets: Int[Array, "*batch"],
-    mask: Bool[Array, "*batch"],
-    block_size: int = 1024,
+    targets: Int[Array, "*batch T"],
+    mask: Bool[Array, "*batch T"],
+    block_size: int = 4096,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Summed next-token cross-entropy without logits of all tokens at once.
 
-    Logits exist for `block_size` tokens at a time and are recomputed in the backward pass.
+    Logits exist for about `block_size` tokens at a time and are recomputed in the backward pass.
+    Masked-in tokens come first in every sequence, so that blocks without any cost nothing: where
+    few tokens have a target, the loss takes as long as those few.
 
     Returns:
         Sum of the loss over masked-in tokens, and their number.
     """
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    targets, mask = targets.reshape(-1), mask.reshape(-1)
-    length = hidden.shape[0]
-    block_size = min(block_size, length)
+    # Sequences keep their places, so that one that lies on some device is sorted there.
+    order = jnp.argsort(~mask, axis=-1, stable=True)
+    hidden = jnp.take_along_axis(hidden, order[..., None], axis=-2)
+    targets, mask = (jnp.take_along_axis(x, order, axis=-1) for x in (targets, mask))
+    length = mask.shape[-1]
+    width = min(length, max(1, block_size // math.prod(mask.shape[:-1])))
 
-    @jax.checkpoint
-    def block_loss(total, block):
+    def block_loss(block):
         hidden, targets, mask = block
         logits = jnp.einsum(
-            "td,dv->tv",
+            "...td,dv->...tv",
             hidden,
             unembedding.astype(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
-        picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         loss = jax.nn.logsumexp(logits, axis=-1) - picked
-        return total + jnp.where(mask, loss, 0.0).sum(), None
+        return jnp.where(mask, loss, 0.0).sum()
 
-    def blocks(x):
-        padding = [(0, -length % block_size)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, padding).reshape(-1, block_size, *x.shape[1:])
+    @jax.checkpoint
+    def add_block(total, block):
+        return total + jax.lax.cond(block[2].any(), block_loss, lambda _: 0.0, block), None
 
+    def blocks(x, axis):
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, -length % width)
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, width, *x.shape[axis + 1 :]), axis, 0)
+
+    axis = mask.ndim - 1
     total, _ = jax.lax.scan(
-        block_loss, jnp.float32(0), (blocks(hidden), blocks(targets), blocks(mask))
+        add_block, jnp.float32(0), tuple(blocks(x, axis) for x in (hidden, targets, mask))
     )
     return total, mask.sum()

@@ -267,18 +267,24 @@ class MemorySparseAttention(nn.Module):
 
 
 def index_rows(
-    memory_segments: Segments, pooling_kernel_size: int, num_documents: int | None = None
+    memory_segments: Segments,
+    pooling_kernel_size: int,
+    num_documents: int | None = None,
+    max_document_chunks: int | None = None,
 ) -> MemoryIndex:
     """The chunk table of aligned memory rows `[G, R, S]`.
 
-    `num_documents` is the number of chunks by default, which is always enough.
+    `num_documents` is the number of chunks by default, and `max_document_chunks` a row's chunks,
+    which are always enough.
     """
     _, num_rows, row_tokens = memory_segments.doc_ids.shape
     chunk_doc = segments.chunk_documents(memory_segments.doc_ids, pooling_kernel_size)
     if num_documents is None:
         num_documents = chunk_doc.shape[-1]
     # No document crosses a row.
-    return memory_index(chunk_doc, num_documents, row_tokens // pooling_kernel_size, num_rows)
+    row_chunks = row_tokens // pooling_kernel_size
+    max_document_chunks = min(row_chunks, max_document_chunks or row_chunks)
+    return memory_index(chunk_doc, num_documents, max_document_chunks, num_rows)
 
 
 def _projection(num_heads: int, head_dim: int, use_bias: bool, dtype) -> nn.DenseGeneral:

@@ -11,6 +11,7 @@ Layers of one kind are stacked and scanned, so that 36 compile about as fast as 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -31,7 +32,7 @@ from msa_jax.modules.state import (
     Memory,
     Routing,
 )
-from msa_jax.typing import Array, Bool, Float, Int, pytree
+from msa_jax.typing import Array, Bool, Float, Int, PyTree, pytree
 
 
 @pytree
@@ -62,7 +63,6 @@ class _Streams:
 class _LayerInput:
     number: Int[Array, " L"] | None = None
     cache: LayerCache | None = None
-    is_last: Bool[Array, " L"] | None = None
 
 
 @pytree
@@ -88,7 +88,8 @@ class DecoderLayer(nn.Module):
     """Attention and MLP with pre-norms, for documents, active tokens, or both.
 
     `keep` names the parts of the output that the caller wants: "memory", "cache", "inputs".
-    `one_per_row` and `search_docs` are those of `MemorySparseAttention`.
+    `one_per_row` and `search_docs` are those of `MemorySparseAttention`. `update_documents` is for
+    layers after which somebody reads the documents, and not only what this one pooled of them.
     """
 
     config: ModelConfig
@@ -97,6 +98,7 @@ class DecoderLayer(nn.Module):
     keep: tuple[str, ...]
     one_per_row: bool = False
     search_docs: int = 0
+    update_documents: bool = True
 
     def setup(self):
         config = self.config
@@ -123,7 +125,7 @@ class DecoderLayer(nn.Module):
         layer_memory, cache, routing = shared.memories, None, None
         memory, active = streams.memory, streams.active
         if memory is not None:
-            memory, layer_memory = self._encode(memory, shared.memory_segments, layer.is_last)
+            memory, layer_memory = self._encode(memory, shared.memory_segments)
         if active is not None:
             out, cache, routing = self.attention.attend(
                 self.input_norm(active),
@@ -145,20 +147,15 @@ class DecoderLayer(nn.Module):
         )
         return _Streams(memory, active), outputs
 
-    def _encode(self, x, memory_segments, is_last):
+    def _encode(self, x, memory_segments):
         normed = self.input_norm(x)
         layer_memory, projected = self.attention.pool_documents(
             normed, memory_segments, self.similarity
         )
-
-        def update(layer, x):
-            out = layer.attention.attend_documents(projected, memory_segments, self.one_per_row)
-            return layer._feed_forward(x + out)
-
-        if is_last is None or self.is_initializing():
-            return update(self, x), layer_memory
-        # Nobody reads the documents after the last layer, only what it pooled.
-        return nn.cond(is_last, lambda _, x: x, update, self, x), layer_memory
+        if self.update_documents:
+            x = x + self.attention.attend_documents(projected, memory_segments, self.one_per_row)
+            x = self._feed_forward(x)
+        return x, layer_memory
 
     def _feed_forward(self, x):
         return x + self.mlp(self.post_attention_norm(x))
@@ -193,22 +190,24 @@ class Transformer(nn.Module):
         outputs, routed_before = {}, 0
         for name, start, stop in self.config.layer_runs:
             length, routed = stop - start, name.startswith("routed")
-            run = nn.scan(
-                # Inside a scan nothing can be merged with the recomputation, so CSE may stay on.
-                nn.remat(DecoderLayer, prevent_cse=False) if self.config.remat else DecoderLayer,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
-                length=length,
-            )(self.config, routed, similarity, keep, one_per_row, search_docs, name=name)
+            settings = (self.config, routed, similarity, keep, one_per_row, search_docs)
             # The layer's place in a stacked memory, which is not cut up: a slice is a copy.
             number = routed_before + jnp.arange(length) if shared.memories is not None else None
-            layer = _LayerInput(
-                number=number,
-                cache=caches[name] if caches else None,
-                is_last=self._is_last(stop, length, keep),
-            )
-            streams, outputs[name] = run(streams, layer, shared)
+            layers = _LayerInput(number, caches[name] if caches else None)
+            if self.is_initializing():
+                stack = nn.scan(
+                    DecoderLayer,
+                    variable_axes={"params": 0},
+                    split_rngs={"params": True},
+                    in_axes=(0, nn.broadcast),
+                    length=length,
+                )(*settings, name=name)
+                streams, outputs[name] = stack(streams, layers, shared)
+            else:
+                layer = DecoderLayer(*settings, parent=None)
+                stack = (self.variables["params"][name], layers)
+                is_last = stop == self.config.num_layers
+                streams, outputs[name] = _scan(layer, stack, streams, shared, is_last)
             routed_before += length if routed else 0
         return streams, outputs
 
@@ -218,6 +217,7 @@ class Transformer(nn.Module):
         active: TokenBlock,
         num_documents: int,
         keep_hidden_states: bool = False,
+        max_document_chunks: int | None = None,
     ) -> TrainingOutput:
         """Training forward: every query routes over its group's documents and answers.
 
@@ -226,10 +226,11 @@ class Transformer(nn.Module):
             active: `[G, B, T]` template head, query and response.
             num_documents: M, at least the largest document number in `memory`.
             keep_hidden_states: also return the hidden states of every layer.
+            max_document_chunks: chunks of the longest document, or more; a row's by default.
         """
         if self.is_initializing():
             self.unembedding()  # Linen creates the untied projection only when it is used.
-        index = self._index(memory, num_documents)
+        index = self._index(memory, num_documents, max_document_chunks)
         streams, outputs = self._layers(
             _Streams(self.embedder(memory.tokens), self.embedder(active.tokens)),
             _Shared(memory.segments, active.segments, index),
@@ -316,14 +317,11 @@ class Transformer(nn.Module):
         unembedding = self.unembedding().astype(hidden.dtype)
         return jnp.einsum("...d,dv->...v", hidden, unembedding, preferred_element_type=jnp.float32)
 
-    def _is_last(self, stop: int, length: int, keep: tuple[str, ...]) -> Bool[Array, " L"] | None:
-        """Marks the model's last layer in a run, unless its documents are to be kept."""
-        if stop < self.config.num_layers or "inputs" in keep:
-            return None
-        return jnp.arange(length) == length - 1
-
-    def _index(self, memory: TokenBlock, num_documents: int) -> MemoryIndex:
-        return index_rows(memory.segments, self.config.memory.pooling_kernel_size, num_documents)
+    def _index(
+        self, memory: TokenBlock, num_documents: int, max_document_chunks: int | None = None
+    ) -> MemoryIndex:
+        pooling_size = self.config.memory.pooling_kernel_size
+        return index_rows(memory.segments, pooling_size, num_documents, max_document_chunks)
 
 
 def init_cache(config: ModelConfig, num_groups: int, batch_size: int, num_slots: int) -> Cache:
@@ -340,6 +338,45 @@ def init_cache(config: ModelConfig, num_groups: int, batch_size: int, num_slots:
         },
         mask=jnp.zeros(shape[:3], bool),
         length=jnp.zeros((), jnp.int32),
+    )
+
+
+def _scan(
+    layer: DecoderLayer,
+    stack: tuple[PyTree, _LayerInput],
+    streams: _Streams,
+    shared: _Shared,
+    is_last: bool,
+) -> tuple[_Streams, _LayerOutput]:
+    """Runs a stack of layers; `is_last` says that it ends with the model's last layer."""
+
+    def step(layer, streams, own):
+        params, inputs = own
+        return layer.apply({"params": params}, streams, inputs, shared)
+
+    def run(layer):
+        remat = layer.config.remat
+        if remat == "nothing":
+            return partial(step, layer)
+        policy = _is_costly if remat == "cheap" else None
+        # Inside a scan nothing can be merged with the recomputation, so CSE may stay on.
+        return jax.checkpoint(partial(step, layer), prevent_cse=False, policy=policy)
+
+    if not is_last or streams.memory is None or "inputs" in layer.keep:
+        return jax.lax.scan(run(layer), streams, stack)
+    # Nobody reads the documents after the last layer, which therefore runs by itself.
+    most, last = (jax.tree.map(lambda x, at=at: x[at], stack) for at in (slice(-1), -1))
+    streams, outputs = jax.lax.scan(run(layer), streams, most)
+    streams, output = run(layer.clone(update_documents=False))(streams, last)
+    outputs = jax.tree.map(lambda x, own: jnp.concatenate([x, own[None]]), outputs, output)
+    return streams, outputs
+
+
+def _is_costly(primitive, *args, **params) -> bool:
+    """Products with weights, which have no batch dimensions, and attention kernels."""
+    is_weight_product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return "dot_product_attention" in primitive.name or is_weight_product(
+        primitive, *args, **params
     )
 
 

@@ -1,17 +1,12 @@
 """The same logits as `transformers` on tiny random models, loaded from it and exported to it."""
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from msa_jax.checkpoint.huggingface import load_params, read_model_config, save_params
 from msa_jax.config import MemoryConfig
-from msa_jax.core import segments
-from msa_jax.core.segments import TokenBlock
-from msa_jax.modules.transformer import Transformer
+from tests.checkpoint.logits import our_logits, random_tokens, their_logits
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
 transformers = pytest.importorskip(
@@ -37,7 +32,7 @@ MODELS = {
     "llama": {"tie_word_embeddings": False},
     "llama_tied": {"tie_word_embeddings": True},
 }
-TOKENS = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (2, 9)).astype(np.int32)
+TOKENS = random_tokens(SIZES["vocab_size"])
 
 
 def random_model(name):
@@ -52,29 +47,6 @@ def random_model(name):
     return model
 
 
-def their_logits(model):
-    with torch.no_grad():
-        return model(torch.from_numpy(TOKENS).long()).logits.numpy()
-
-
-@partial(jax.jit, static_argnums=0)
-def our_logits(config, params):
-    """Plain causal logits: the sequences are responses, and the memory is empty."""
-    memory = TokenBlock(
-        tokens=jnp.zeros((1, 1, 2), jnp.int32),
-        doc_ids=jnp.full((1, 1, 2), segments.PADDING),
-        segment_pos=jnp.zeros((1, 1, 2), jnp.int32),
-    )
-    active = TokenBlock(
-        tokens=jnp.asarray(TOKENS)[None],
-        doc_ids=jnp.full((1, *TOKENS.shape), segments.RESPONSE),
-        segment_pos=jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), (1, *TOKENS.shape)),
-    )
-    model, variables = Transformer(config), {"params": params}
-    hidden = model.apply(variables, memory, active, 1).hidden
-    return model.apply(variables, hidden, method="logits")[0]
-
-
 def assert_close(actual, expected):
     assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
 
@@ -83,16 +55,16 @@ def assert_close(actual, expected):
 def test_both_ways(tmp_path, name):
     model = random_model(name)
     model.save_pretrained(tmp_path / "theirs")
-    config = read_model_config(tmp_path / "theirs", memory=MEMORY, dtype="float32", remat=False)
+    config = read_model_config(tmp_path / "theirs", memory=MEMORY, dtype="float32", remat="nothing")
     params = load_params(tmp_path / "theirs", config, jax.random.key(0))
-    expected = their_logits(model)
-    assert_close(our_logits(config, params), expected)
+    expected = their_logits(model, TOKENS)
+    assert_close(our_logits(config, params, TOKENS), expected)
 
     # Other values than the ones we were given, so that nothing can be a copy of the first folder.
     params = jax.tree.map(lambda leaf: leaf * np.float32(1.1), params)
     save_params(tmp_path / "ours", config, params, backbone_only=True)
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert type(exported) is type(model)
-    exported_logits = their_logits(exported)
-    assert_close(exported_logits, our_logits(config, params))
+    exported_logits = their_logits(exported, TOKENS)
+    assert_close(exported_logits, our_logits(config, params, TOKENS))
     assert np.abs(exported_logits - expected).max() > 1e-2 * np.abs(expected).max()

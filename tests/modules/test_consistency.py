@@ -225,10 +225,12 @@ def loss_and_gradients(config, params):
 
 
 def test_recomputation_changes_neither_values_nor_gradients(tiny):
-    kept, recomputed = (
-        loss_and_gradients(model_config(remat=remat), tiny.params) for remat in (False, True)
+    kept, some, most = (
+        loss_and_gradients(model_config(remat=remat), tiny.params)
+        for remat in ("nothing", "cheap", "all")
     )
-    jax.tree.map(assert_close, recomputed, kept)
+    jax.tree.map(assert_close, some, kept)
+    jax.tree.map(assert_close, most, kept)
 
 
 def test_bfloat16_computes_close_to_float32_with_float32_parameters(tiny):

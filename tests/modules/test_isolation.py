@@ -19,7 +19,7 @@ GROUPS, NUM_DOCUMENTS, TOP_K = 2, 6, 2
 # Documents end in full and in partial chunks; the second sequence ends in padding.
 LENGTHS = [5, 4, 3, 7, 6, 2]
 LAYOUT = [[0, 1], [2, 3], [4, 5]]
-CONFIG = model_config(vocab_size=128, tie_embeddings=False, remat=False)
+CONFIG = model_config(vocab_size=128, tie_embeddings=False, remat="nothing")
 
 
 def make_example():
