@@ -1,6 +1,12 @@
 """Text on disk to batches of tokens with roles."""
 
-from msa_jax.data.pipeline import BatchShape, DataConfig, TextDataset, training_iterator
+from msa_jax.data.pipeline import (
+    BatchShape,
+    DataConfig,
+    SourceConfig,
+    TextDataset,
+    training_iterator,
+)
 from msa_jax.data.records import (
     Document,
     Question,
@@ -23,6 +29,7 @@ __all__ = [
     "PromptBuilder",
     "Question",
     "RecordError",
+    "SourceConfig",
     "Template",
     "TextDataset",
     "Tokenizer",

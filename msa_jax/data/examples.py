@@ -15,7 +15,7 @@ from msa_jax.data.templates import Piece, PromptBuilder
 
 
 class Example(NamedTuple):
-    """Active tokens of one query and what to learn from them; all arrays `[T]`.
+    """Active tokens of one query and what to learn from them; all arrays `[T]`, or `[B, T]`.
 
     Attributes:
         active: tokens, roles and positions.
@@ -59,36 +59,57 @@ def choose_step(
     return None if wants_answer and question.answers else hop
 
 
-def build_example(
-    builder: PromptBuilder,
-    question: Question,
-    hops: Sequence[Sequence[Source]],
-    step: int | None,
-    active_tokens: int,
-) -> Example:
-    """Writes the conversation up to the end of a step, and marks what the step must learn.
+class Asked(NamedTuple):
+    """What one example shows, and what it asks of the model.
+
+    Attributes:
+        question: the question.
+        hops: the documents to retrieve, by retrieval; earlier ones are context, with originals.
+        step: the retrieval to learn, an index into `hops`; None to learn the answer.
+    """
+
+    question: Question
+    hops: Sequence[Sequence[Source]]
+    step: int | None
+
+
+def build_examples(builder: PromptBuilder, asked: Sequence[Asked], active_tokens: int) -> Example:
+    """Writes each conversation up to the end of its step, and marks what the step must learn.
 
     Text that does not fit is cut: originals first, then the middle of the question.
 
     Args:
         builder: encoder of the template.
-        question: the question.
-        hops: the documents to retrieve, by retrieval; earlier ones are context, with originals.
-        step: the retrieval to learn, an index into `hops`; None to learn the answer.
-        active_tokens: T, the length of the result.
+        asked: the examples.
+        active_tokens: T, the length of each.
+
+    Returns:
+        `[B, T]` arrays.
 
     Raises:
-        ConfigError: if `active_tokens` cannot hold the template and the targets.
+        ConfigError: if `active_tokens` cannot hold the template and the targets of one of them.
     """
+    builder.prepare("query", (x.question.question for x in asked))
+    answered = [x.question for x in asked if x.step is None]
+    builder.prepare("restatement", (question.question for question in answered))
+    builder.prepare("answer", (question.answers[0] for question in answered))
+    ids = {source.doc_id for x in asked for hop in x.hops for source in hop}
+    builder.prepare("retrieved", ids)
+    shown = {source.doc_id for x in asked for hop in x.hops[: x.step] for source in hop}
+    builder.prepare("original_start", shown)
+    return _to_examples(builder, [_pieces(builder, x, active_tokens) for x in asked], active_tokens)
 
-    def conversation(asked: str, original_tokens: int) -> list[Piece]:
-        pieces = retrievals(builder, asked, hops[:step], original_tokens)
+
+def _pieces(builder: PromptBuilder, asked: Asked, active_tokens: int) -> list[Piece]:
+    question, hops, step = asked
+
+    def conversation(text: str, original_tokens: int) -> list[Piece]:
+        pieces = retrievals(builder, text, hops[:step], original_tokens)
         if step is not None:
             return [*pieces, builder.retrieved([source.doc_id for source in hops[step]])]
-        return [*pieces, *builder.closing(asked), builder.answer(question.answers[0])]
+        return [*pieces, *builder.closing(text), builder.answer(question.answers[0])]
 
-    pieces = _fit(builder, question, conversation, active_tokens)
-    return _to_example(builder, pieces, active_tokens)
+    return _fit(builder, question, conversation, active_tokens)
 
 
 def retrievals(
@@ -157,34 +178,59 @@ def token_block(
     builder: PromptBuilder, pieces: Sequence[Piece], length: int | None = None
 ) -> TokenBlock:
     """Pieces as one active sequence of `[length]` arrays, padded at the right if at all."""
-    tokens = np.concatenate([piece.tokens for piece in pieces])
-    length = len(tokens) if length is None else length
-    return TokenBlock(
-        tokens=_padded(tokens, length, builder.tokenizer.pad_id, np.int32),
-        doc_ids=_padded(_per_token(pieces, "role"), length, PADDING, np.int32),
-        segment_pos=_padded(builder.positions(len(tokens)), length, 0, np.int32),
-    )
+    if length is None:
+        length = sum(len(piece.tokens) for piece in pieces)
+    block = _active(builder, _Places([pieces], length))
+    return TokenBlock(block.tokens[0], block.doc_ids[0], block.segment_pos[0])
 
 
-def _to_example(builder: PromptBuilder, pieces: list[Piece], active_tokens: int) -> Example:
-    active = token_block(builder, pieces, active_tokens)
-
-    def of_next(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
-        return _padded(values[1:], active_tokens, fill, dtype)
-
+def _to_examples(
+    builder: PromptBuilder, conversations: Sequence[Sequence[Piece]], active_tokens: int
+) -> Example:
+    places = _Places(conversations, active_tokens)
     return Example(
-        active=active,
-        targets=of_next(active.tokens, builder.tokenizer.pad_id, np.int32),
-        target_mask=of_next(_per_token(pieces, "generated"), 0, np.bool_),
-        answer_mask=of_next(_per_token(pieces, "answer"), 0, np.bool_),
+        active=_active(builder, places),
+        targets=places.of_next(places.tokens, builder.tokenizer.pad_id, np.int32),
+        target_mask=places.of_next(places.per_token("generated"), False, np.bool_),
+        answer_mask=places.of_next(places.per_token("answer"), False, np.bool_),
     )
 
 
-def _per_token(pieces: Sequence[Piece], field: str) -> np.ndarray:
-    return np.repeat([getattr(piece, field) for piece in pieces], [len(x.tokens) for x in pieces])
+def _active(builder: PromptBuilder, places: _Places) -> TokenBlock:
+    positions = builder.positions(places.length)[places.column]
+    return TokenBlock(
+        tokens=places.of_token(places.tokens, builder.tokenizer.pad_id, np.int32),
+        doc_ids=places.of_token(places.per_token("role"), PADDING, np.int32),
+        segment_pos=places.of_token(positions, 0, np.int32),
+    )
 
 
-def _padded(values: np.ndarray, length: int, fill: int, dtype: type) -> np.ndarray:
-    out = np.full(length, fill, dtype)
-    out[: len(values)] = values
-    return out
+class _Places:
+    """Where the tokens of many conversations stand in `[B, T]` arrays; filled all at once."""
+
+    def __init__(self, conversations: Sequence[Sequence[Piece]], length: int):
+        self.length = length
+        self._pieces = [piece for pieces in conversations for piece in pieces]
+        self._lengths = [len(piece.tokens) for piece in self._pieces]
+        self.tokens = np.concatenate([piece.tokens for piece in self._pieces])
+        owner = np.repeat(np.arange(len(conversations)), [len(x) for x in conversations])
+        totals = np.bincount(owner, self._lengths, len(conversations)).astype(int)
+        self._num_rows, self._row = len(conversations), np.repeat(np.arange(len(totals)), totals)
+        self.column = np.arange(len(self.tokens)) - np.repeat(np.cumsum(totals) - totals, totals)
+
+    def per_token(self, field: str) -> np.ndarray:
+        """A field of the piece that each token is of."""
+        return np.repeat([getattr(piece, field) for piece in self._pieces], self._lengths)
+
+    def of_token(self, values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        """`[B, T]` the value of each token at its place."""
+        out = np.full((self._num_rows, self.length), fill, dtype)
+        out[self._row, self.column] = values
+        return out
+
+    def of_next(self, values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        """`[B, T]` the value of each token at the place before it."""
+        out = np.full((self._num_rows, self.length), fill, dtype)
+        later = self.column > 0
+        out[self._row[later], self.column[later] - 1] = values[later]
+        return out

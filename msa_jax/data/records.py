@@ -10,6 +10,7 @@ import lzma
 import os
 import pathlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, TypeVar
 
@@ -48,6 +49,7 @@ class Question:
         negative_ids: documents that look relevant and are not.
         hops: `positive_ids` in the order in which they are needed, one tuple per retrieval step;
             empty when one step finds them all.
+        metadata: anything else that the file says about the question.
         where: `file:line` that the question was read from, for error messages.
     """
 
@@ -57,6 +59,7 @@ class Question:
     positive_ids: tuple[str, ...] = ()
     negative_ids: tuple[str, ...] = ()
     hops: tuple[tuple[str, ...], ...] = ()
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     where: str = dataclasses.field(default="", compare=False, repr=False)
 
 
@@ -69,21 +72,23 @@ def read_documents(path: str | os.PathLike) -> list[Document]:
     Raises:
         RecordError: for a line that is not such a record, or an id that occurs twice.
     """
-    return _read(path, _parse_document)
+    return list(_refuse_repeated_ids(_read(path, _parse_document)))
 
 
 def read_questions(path: str | os.PathLike) -> list[Question]:
     """Reads `{"id", "question", "positive_ids", "answers"?, "negative_ids"?, "hops"?}` lines.
 
+    Other fields join the metadata. An id that occurs again becomes `id#2`, `id#3`, and so on:
+    nothing refers to a question, so that its id only has to tell it from the others.
+
     Args:
         path: a JSON Lines file in UTF-8, plain or compressed (`.gz`, `.xz`).
 
     Raises:
-        RecordError: for a line that is not such a record, an empty question, an id that occurs
-            twice, a document that is both positive and negative, or hops that are not the
-            positives.
+        RecordError: for a line that is not such a record, an empty question, a document that is
+            both positive and negative, or hops that are not the positives.
     """
-    return _read(path, _parse_question)
+    return list(_with_distinct_ids(_read(path, _parse_question)))
 
 
 def write_documents(path: str | os.PathLike, documents: Iterable[Document]) -> None:
@@ -127,7 +132,7 @@ def iterate_documents(lines: Iterable[bytes], name: str) -> Iterator[Document]:
     Raises:
         RecordError: as `read_documents`, when the line is reached.
     """
-    return _records(lines, name, _parse_document)
+    return _refuse_repeated_ids(_records(lines, name, _parse_document))
 
 
 def decompressed(file: IO[bytes], name: str | os.PathLike) -> IO[bytes]:
@@ -136,23 +141,37 @@ def decompressed(file: IO[bytes], name: str | os.PathLike) -> IO[bytes]:
     return file if opener is None else opener(file)
 
 
-def _read(path: str | os.PathLike, parse: Callable[[dict, str], T]) -> list[T]:
+def _read(path: str | os.PathLike, parse: Callable[[dict, str], T]) -> Iterator[tuple[str, T]]:
     if not os.path.isfile(path):
         raise RecordError(f"{os.fspath(path)}: there is no such file.")
     with open(path, "rb") as file:
-        return list(_records(decompressed(file, path), os.fspath(path), parse))
+        yield from _records(decompressed(file, path), os.fspath(path), parse)
 
 
-def _records(lines: Iterable[bytes], name: str, parse: Callable[[dict, str], T]) -> Iterator[T]:
-    first_seen: dict[str, str] = {}
+def _records(
+    lines: Iterable[bytes], name: str, parse: Callable[[dict, str], T]
+) -> Iterator[tuple[str, T]]:
     for where, row in _rows(lines, name):
-        record = parse(row, where)
+        yield where, parse(row, where)
+
+
+def _refuse_repeated_ids(found: Iterable[tuple[str, Document]]) -> Iterator[Document]:
+    first_seen: dict[str, str] = {}
+    for where, record in found:
         if record.id in first_seen:
             raise RecordError(
                 f"{where}: id {record.id!r} is already used at {first_seen[record.id]}."
             )
         first_seen[record.id] = where
         yield record
+
+
+def _with_distinct_ids(found: Iterable[tuple[str, Question]]) -> Iterator[Question]:
+    seen: Counter[str] = Counter()
+    for _, question in found:
+        seen[question.id] += 1
+        count = seen[question.id]
+        yield question if count == 1 else dataclasses.replace(question, id=f"{question.id}#{count}")
 
 
 def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict]]:
@@ -171,15 +190,11 @@ def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict]]:
 
 
 def _parse_document(row: dict, where: str) -> Document:
-    metadata = row.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise RecordError(f"{where}: metadata must be an object, not {_kind(metadata)}.")
-    extra = {key: row[key] for key in row if key not in ("id", "text", "title", "metadata")}
     return Document(
         id=_string(row, "id", where),
         text=_string(row, "text", where),
         title=_string(row, "title", where, default=""),
-        metadata=extra | metadata,
+        metadata=_metadata(row, Document, where),
     )
 
 
@@ -194,6 +209,7 @@ def _parse_question(row: dict, where: str) -> Question:
         positive_ids=_strings(_required(row, "positive_ids", where), "positive_ids", where),
         negative_ids=_strings(row.get("negative_ids", []), "negative_ids", where),
         hops=tuple(_strings(hop, "hops", where) for hop in hops),
+        metadata=_metadata(row, Question, where),
         where=where,
     )
     if not question.question.strip():
@@ -205,6 +221,15 @@ def _parse_question(row: dict, where: str) -> Question:
     if question.hops and (named != sorted(question.positive_ids) or not all(question.hops)):
         raise RecordError(f"{where}: hops must name each document of positive_ids exactly once.")
     return question
+
+
+def _metadata(row: dict, cls: type, where: str) -> dict:
+    """What `metadata` holds, and the fields that records of a class do not have."""
+    metadata = row.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise RecordError(f"{where}: metadata must be an object, not {_kind(metadata)}.")
+    fields = {field.name for field in dataclasses.fields(cls)}
+    return {key: row[key] for key in row if key not in fields} | metadata
 
 
 def _required(row: dict, field: str, where: str) -> Any:

@@ -15,8 +15,7 @@ encoded on its own, so that a model sees the tokens that it was trained on:
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +80,15 @@ TEMPLATES = {
 }
 
 
+# Fields of a template with one slot whose encodings are kept, by slot.
+_REMEMBERED = {
+    "id": ("document_start", "document_end", "retrieved", "original_start"),
+    "question": ("query", "restatement"),
+    "answer": ("answer",),
+}
+_MOST_REMEMBERED = 2**17
+
+
 class Piece(NamedTuple):
     """Consecutive active tokens of one role.
 
@@ -130,37 +138,49 @@ class PromptBuilder:
         self._originals_end = encode(template.originals_end)
         self._stop = encode(template.stop)
         self._answer_start = encode(template.answer_start)
-        # Ids come back in every group, and encoding one costs more than copying a document.
-        self._document_wrap = functools.lru_cache(maxsize=1 << 17)(self._encode_wrap)
-        self._name = functools.lru_cache(maxsize=1 << 17)(self._encode_name)
+        # Ids and questions come back, and encoding one costs more than copying a document.
+        self._encoded = {
+            field: _Memo(tokenizer, getattr(template, field), slot)
+            for slot, fields in _REMEMBERED.items()
+            for field in fields
+        }
 
     def document_text(self, document: Document) -> str:
         """The text to encode for a document, once, whatever its id will be."""
         title = f"{document.title}\n" if document.title else ""
         return self.template.document_text.format(title=title, text=document.text)
 
+    def prepare(self, field: str, values: Iterable[str | int]) -> None:
+        """Encodes a field of the template for many values of its slot at once, for use soon."""
+        self._encoded[field].fill(values)
+
     def document_wrap(self, doc_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens before and after the text of the document that is called `doc_id`."""
-        return self._document_wrap(doc_id)
+        return self._encoded["document_start"][doc_id], self._encoded["document_end"][doc_id]
+
+    def document_wraps(self, doc_ids: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`document_wrap` of many documents, faster."""
+        self.prepare("document_start", doc_ids)
+        self.prepare("document_end", doc_ids)
+        return [self.document_wrap(doc_id) for doc_id in doc_ids]
 
     def document(self, doc_id: int, text_tokens: np.ndarray) -> np.ndarray:
         """A document as memory holds it: its text between two mentions of its id."""
-        start, end = self._document_wrap(doc_id)
+        start, end = self.document_wrap(doc_id)
         return np.concatenate([start, text_tokens, end])
 
     def prompt(self, question: str) -> list[Piece]:
         """Head, question, and the opening of the response."""
-        query = self.tokenizer.encode_template(self.template.query, question=question)
         return [
             Piece(self.head, TEMPLATE),
-            Piece(query, QUERY),
+            Piece(self._encoded["query"][question], QUERY),
             Piece(self._tail, TEMPLATE),
             Piece(self._response, RESPONSE),
         ]
 
     def names(self, doc_ids: Sequence[int]) -> list[np.ndarray]:
         """The name of each document, as the model writes it."""
-        return [self._name(doc_id) for doc_id in doc_ids]
+        return [self._encoded["retrieved"][doc_id] for doc_id in doc_ids]
 
     def retrieved(self, doc_ids: Sequence[int], generated: bool = True) -> Piece:
         """The names of documents and the end of them."""
@@ -171,8 +191,7 @@ class PromptBuilder:
         """The texts of the named documents; they join the routing query."""
         parts = []
         for doc_id, text in zip(doc_ids, texts, strict=True):
-            start = self.tokenizer.encode_template(self.template.original_start, id=doc_id)
-            parts += [start, text, self._original_end]
+            parts += [self._encoded["original_start"][doc_id], text, self._original_end]
         return Piece(np.concatenate([*parts, self._originals_end]), QUERY)
 
     def stop(self) -> Piece:
@@ -181,17 +200,15 @@ class PromptBuilder:
 
     def closing(self, question: str) -> list[Piece]:
         """From `stop` to the words that open the answer."""
-        restated = self.tokenizer.encode_template(self.template.restatement, question=question)
         return [
             self.stop(),
-            Piece(restated, TEMPLATE),
+            Piece(self._encoded["restatement"][question], TEMPLATE),
             Piece(self._answer_start, RESPONSE, generated=True),
         ]
 
     def answer(self, answer: str) -> Piece:
         """The answer itself, as the model writes it, and its end."""
-        tokens = self.tokenizer.encode_template(self.template.answer, answer=answer)
-        return Piece(tokens, RESPONSE, generated=True, answer=True)
+        return Piece(self._encoded["answer"][answer], RESPONSE, generated=True, answer=True)
 
     @property
     def answer_end(self) -> str:
@@ -204,12 +221,28 @@ class PromptBuilder:
         positions[len(self.head) :] += self.memory.top_k_docs
         return positions
 
-    def _encode_name(self, doc_id: int) -> np.ndarray:
-        return self.tokenizer.encode_template(self.template.retrieved, id=doc_id)
 
-    def _encode_wrap(self, doc_id: int) -> tuple[np.ndarray, np.ndarray]:
-        encode = self.tokenizer.encode_template
-        return (
-            encode(self.template.document_start, id=doc_id),
-            encode(self.template.document_end, id=doc_id),
-        )
+class _Memo:
+    """Encodings of a text with one slot, by the value of the slot."""
+
+    def __init__(self, tokenizer: Tokenizer, text: str, slot: str):
+        self._tokenizer, self._text, self._slot = tokenizer, text, slot
+        self._known: dict[str | int, np.ndarray] = {}
+
+    def __getitem__(self, value: str | int) -> np.ndarray:
+        tokens = self._known.get(value)
+        return self._encode([value])[0] if tokens is None else tokens
+
+    def fill(self, values: Iterable[str | int]) -> None:
+        """Encodes those of many values that are not known, together."""
+        unknown = list(dict.fromkeys(value for value in values if value not in self._known))
+        if unknown:
+            self._encode(unknown)
+
+    def _encode(self, values: list[str | int]) -> list[np.ndarray]:
+        slots = [{self._slot: value} for value in values]
+        encoded = self._tokenizer.encode_template_batch(self._text, slots)
+        if len(self._known) + len(values) > _MOST_REMEMBERED:
+            self._known = {}
+        self._known.update(zip(values, encoded, strict=True))
+        return encoded

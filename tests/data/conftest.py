@@ -82,3 +82,32 @@ def corpus(tmp_path_factory):
     write_documents(folder / "documents.jsonl", documents)
     write_questions(folder / "questions.jsonl", questions)
     return folder / "documents.jsonl", folder / "questions.jsonl"
+
+
+@pytest.fixture(scope="session")
+def articles():
+    """40 documents with titles of two words; each names the next one and says when it was found."""
+    names = [
+        f"{one.capitalize()} {other.capitalize()}" for one in WORDS[:8] for other in WORDS[8:13]
+    ]
+    rng = random.Random(1)
+    return [
+        Document(
+            id=f"article-{index}",
+            title=name,
+            text=(
+                f"The {name} is known for its {' and '.join(rng.sample(WORDS[13:], 3))}. "
+                f"It was discovered by {rng.choice(WORDS).capitalize()} Quimby in "
+                f"{1500 + 7 * index}. "
+                f"Many travellers go on from there to {names[(index + 1) % len(names)]} by boat."
+            ),
+        )
+        for index, name in enumerate(names)
+    ]
+
+
+@pytest.fixture(scope="session")
+def articles_path(tmp_path_factory, articles):
+    path = tmp_path_factory.mktemp("articles") / "articles.jsonl"
+    write_documents(path, articles)
+    return path

@@ -1,5 +1,6 @@
 """What an example shows the model, and what it asks of it."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from msa_jax.config import ConfigError
 from msa_jax.core.segments import PADDING, QUERY, RESPONSE, TEMPLATE
-from msa_jax.data.examples import Source, build_example, choose_step
+from msa_jax.data.examples import Asked, Source, build_examples, choose_step
 from msa_jax.data.records import Question
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 
@@ -22,6 +23,12 @@ def builder(tokenizer, memory_config):
 @pytest.fixture(scope="module")
 def hops(tokenizer):
     return [[Source(41, tokenizer.encode(" stone"))], [Source(7, tokenizer.encode(" cloud"))]]
+
+
+def build_example(builder, question, hops, step, active_tokens):
+    """One example without its leading axis."""
+    examples = build_examples(builder, [Asked(question, hops, step)], active_tokens)
+    return jax.tree.map(lambda leaf: leaf[0], examples)
 
 
 def masked(builder, example, mask):
@@ -47,6 +54,15 @@ def test_later_retrieval_sees_earlier_ids_and_originals_without_loss(builder, ho
         "[41]<|object_ref_end|>[41]. stone\n<|object_ref_end|>[7]<|object_ref_end|>"
     )
     assert masked(builder, example, example.target_mask) == "[7]<|object_ref_end|>"
+
+
+def test_examples_built_together_are_those_built_alone(builder, hops):
+    other = Question("other", "amber " * 90, ("stone",), ("b",))
+    asked = [Asked(QUESTION, hops, 1), Asked(other, hops[1:], 0), Asked(QUESTION, hops, None)]
+    together = build_examples(builder, asked, 120)
+    for row, one in enumerate(asked):
+        alone = build_example(builder, *one, 120)
+        jax.tree.map(lambda x, y, r=row: np.testing.assert_array_equal(x[r], y), together, alone)
 
 
 def test_several_documents_of_one_retrieval(builder, hops):

@@ -169,6 +169,14 @@ def test_given_negatives_come_into_memory(config, memory_config, tokenizer, corp
     assert present[0] < 0.5
 
 
+def test_parts_are_a_sequence(dataset):
+    parts = dataset.parts
+    assert len(list(parts)) == len(parts) == len(parts.lengths)
+    np.testing.assert_array_equal(np.concatenate(list(parts)[-2:]), np.append(parts[-2], parts[-1]))
+    with pytest.raises(IndexError):
+        parts[len(parts)]
+
+
 def test_same_seed_same_batches_another_seed_others(dataset, batches):
     again = training_iterator(dataset, SHAPE, seed=5)
     for batch in batches[:3]:

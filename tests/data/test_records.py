@@ -51,10 +51,19 @@ def test_other_fields_of_a_document_join_its_metadata(tmp_path):
     assert document.metadata == {"source": "x", "year": 1}
 
 
-def test_other_fields_of_a_question_and_blank_lines_are_ignored(tmp_path):
+def test_other_fields_of_a_question_join_its_metadata_and_blank_lines_are_ignored(tmp_path):
     row = {"id": "q", "question": "?", "positive_ids": ["a"], "dataset": "x"}
     path = write_lines(tmp_path / "q.jsonl", "", json.dumps(row), "")
-    assert read_questions(path) == [Question("q", "?", (), ("a",))]
+    (question,) = read_questions(path)
+    assert question == Question("q", "?", (), ("a",), metadata={"dataset": "x"})
+    write_questions(tmp_path / "again.jsonl", [question])
+    assert read_questions(tmp_path / "again.jsonl") == [question]
+
+
+def test_questions_of_one_id_are_told_apart(tmp_path):
+    rows = [{"id": "q", "question": asked, "positive_ids": ["a"]} for asked in "abc"]
+    path = write_lines(tmp_path / "q.jsonl", *map(json.dumps, rows))
+    assert [question.id for question in read_questions(path)] == ["q", "q#2", "q#3"]
 
 
 @pytest.mark.parametrize(

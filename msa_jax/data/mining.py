@@ -1,0 +1,80 @@
+"""Hard negatives: documents that a retriever takes for the answer to a question."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from msa_jax.config import ConfigError
+from msa_jax.data.records import Document, Question
+
+# Documents of a ranking to choose from.
+RANKED = 64
+# Answers that say nothing about where they are found.
+_NO_CLUE = ("yes", "no")
+
+
+class Bm25:
+    """Ranks documents by the words that they share with a question."""
+
+    def __init__(self, documents: Sequence[Document]):
+        """Indexes titles and texts.
+
+        Raises:
+            ConfigError: if `bm25s` is not installed.
+        """
+        try:
+            import bm25s
+        except ImportError:
+            raise ConfigError("BM25 needs bm25s: pip install msa_jax[eval].") from None
+        self._bm25s, self._depth = bm25s, min(RANKED, len(documents))
+        self._index = bm25s.BM25()
+        texts = [f"{document.title}\n{document.text}" for document in documents]
+        self._index.index(self._words(texts), show_progress=False)
+
+    def rank(self, questions: Sequence[Question]) -> Iterator[list[int]]:
+        """The best documents for each question by index, best first."""
+        words = self._words([question.question for question in questions])
+        found, _ = self._index.retrieve(words, k=self._depth, show_progress=False)
+        yield from found.tolist()
+
+    def _words(self, texts: list[str]):
+        return self._bm25s.tokenize(texts, stopwords="en", show_progress=False)
+
+
+def mine_negatives(
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+    rankings: Iterable[Sequence[int]],
+    num_negatives: int,
+) -> Iterator[Question]:
+    """Gives each question the best-ranked documents that do not answer it as its negatives.
+
+    Args:
+        documents: those that were ranked.
+        questions: to be given negatives, in place of those that they have.
+        rankings: for each question, indexes of documents, best first.
+        num_negatives: at most so many.
+    """
+    by_id = {document.id: document for document in documents}
+    for question, ranking in zip(questions, rankings, strict=True):
+        answers = _answer_pattern(question)
+        texts = {by_id[doc_id].text for doc_id in question.positive_ids}
+        negatives: list[str] = []
+        for document in (documents[index] for index in ranking):
+            if len(negatives) == num_negatives:
+                break
+            # A copy of a positive is as right as it is.
+            if document.id in question.positive_ids or document.text in texts:
+                continue
+            if answers is None or not answers.search(f"{document.title}\n{document.text}"):
+                negatives.append(document.id)
+        yield dataclasses.replace(question, negative_ids=tuple(negatives))
+
+
+def _answer_pattern(question: Question) -> re.Pattern | None:
+    answers = [x.strip() for x in question.answers if x.strip().casefold() not in ("", *_NO_CLUE)]
+    if not answers:
+        return None
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, answers))})(?!\w)", re.IGNORECASE)

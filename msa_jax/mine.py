@@ -1,0 +1,125 @@
+"""Mines hard negatives: documents that BM25, or a model's routers, take for the answer.
+
+    python -m msa_jax.mine --method=bm25 --documents=docs.jsonl --questions=questions.jsonl \\
+        --to=mined.jsonl
+
+writes the questions with `negative_ids`: for each the best-ranked documents that are not positive
+and do not contain an answer. Train with them by naming the new file as the questions of a source;
+`data.negatives_per_question` says how many come into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from msa_jax import cli
+from msa_jax.data.config import DataConfig, SourceConfig
+from msa_jax.data.corpus import read_corpus
+from msa_jax.data.examples import token_block
+from msa_jax.data.mining import RANKED, Bm25, mine_negatives
+from msa_jax.data.parts import split_documents
+from msa_jax.data.records import Document, Question, write_questions
+from msa_jax.engine.encode import encode_documents
+from msa_jax.engine.generate import Generator
+from msa_jax.engine.loading import load_model
+from msa_jax.engine.ranking import rank_documents
+
+METHODS = ("bm25", "router")
+
+FLAGS = flags.FlagValues()
+
+
+def _string(name: str, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_string(name, None, help_string, flag_values=FLAGS)
+
+
+def _list(name: str, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_list(name, None, help_string, flag_values=FLAGS)
+
+
+def _integer(name: str, default: int, help_string: str) -> flags.FlagHolder:
+    return flags.DEFINE_integer(name, default, help_string, lower_bound=1, flag_values=FLAGS)
+
+
+_METHOD = flags.DEFINE_enum("method", "bm25", METHODS, "What ranks.", flag_values=FLAGS)
+_DOCUMENTS = _list("documents", "JSON Lines files of documents, with commas between them.")
+_QUESTIONS = _list("questions", "JSON Lines files of questions, with commas between them.")
+_TO = _string("to", "The JSON Lines file to write.")
+_SPLIT = _string("split", "Only questions whose field `split` is this.")
+_DATASETS = _list(
+    "datasets", "Only questions whose field `dataset` is one of these; of documents, `source`."
+)
+_NEGATIVES = _integer("negatives", 8, "How many of a question, at most.")
+_CHECKPOINT = _string("checkpoint", "With --method=router: a model, as for msa_jax.encode.")
+_BATCH_SIZE = _integer("batch_size", 64, "With --method=router: questions at once.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    cli.refuse_arguments(arguments)
+    source = SourceConfig(
+        documents=tuple(cli.given(_DOCUMENTS, "a JSON Lines file")),
+        questions=tuple(cli.given(_QUESTIONS, "a JSON Lines file")),
+        split=_SPLIT.value,
+        datasets=tuple(_DATASETS.value) if _DATASETS.value else None,
+    )
+    to = cli.given(_TO, "the file to write")
+    corpus = read_corpus({"mined": source})
+    documents, questions = list(corpus.documents.values()), corpus.questions["mined"]
+    if _METHOD.value == "bm25":
+        rankings = Bm25(documents).rank(questions)
+    else:
+        rankings = rank_by_router(cli.given(_CHECKPOINT, "the model"), documents, questions)
+    mined = list(mine_negatives(documents, questions, rankings, _NEGATIVES.value))
+    write_questions(to, mined)
+    mean = sum(len(question.negative_ids) for question in mined) / len(mined)
+    print(f"{len(mined):,} questions with {mean:.1f} negatives each, written to {to}.")
+
+
+def rank_by_router(
+    checkpoint: str, documents: Sequence[Document], questions: Sequence[Question]
+) -> Iterator[list[int]]:
+    """The best documents for each question by index, best first, by a model's routers.
+
+    Args:
+        checkpoint: what `load_model` takes.
+        documents: encoded with the length that the model was trained with.
+        questions: what is asked.
+
+    Raises:
+        ConfigError: if there is no such model.
+    """
+    loaded = load_model(checkpoint)
+    builder = loaded.builder
+    longest = loaded.max_document_tokens or DataConfig().max_document_tokens
+    id_space = 10 * len(documents) + 1
+    parts = split_documents(documents, builder, longest, id_space)
+    owners = np.repeat(np.arange(len(documents)), [len(parts.of[x.id]) for x in documents])
+    ids = 1 + np.random.default_rng(0).choice(id_space - 1, size=len(parts), replace=False)
+    texts = [builder.document(*pair) for pair in zip(ids.tolist(), parts, strict=True)]
+    total = sum(map(len, texts))
+    with tqdm(total=total, desc="encode", unit="tok", unit_scale=True) as bar:
+        memory = encode_documents(loaded.model, loaded.params, texts, longest, on_batch=bar.update)
+    memory, generator = jax.device_put(memory), Generator(loaded.model, loaded.params)
+    depth = min(RANKED, len(parts))
+    for start in tqdm(range(0, len(questions), _BATCH_SIZE.value), desc="rank", unit="batch"):
+        some = questions[start : start + _BATCH_SIZE.value]
+        prompts = [token_block(builder, builder.prompt(x.question)) for x in some]
+        routing = generator.start(prompts, memory, room=1, search_docs=depth).routing
+        for row in range(len(some)):
+            ranked, _ = rank_documents(routing.top_docs[:, row], routing.top_scores[:, row])
+            yield list(dict.fromkeys(owners[ranked].tolist()))
+
+
+def run() -> None:
+    """Runs the program."""
+    cli.keep_compiled()
+    cli.run(main, FLAGS)
+
+
+if __name__ == "__main__":
+    run()

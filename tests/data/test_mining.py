@@ -1,0 +1,57 @@
+"""Hard negatives: highly ranked, but never right."""
+
+import sys
+
+import pytest
+
+from msa_jax.config import ConfigError
+from msa_jax.data.mining import Bm25, mine_negatives
+from msa_jax.data.records import Document, Question
+
+DOCUMENTS = [
+    Document("right", "The amber mill was built by Ada Byrd in 1950."),
+    Document("copy", "The amber mill was built by Ada Byrd in 1950."),
+    Document("says it too", "A song about the amber mill that ADA BYRD built."),
+    Document("close", "The amber mill was painted by Ada Byrdsong."),
+    Document("far", "Boats go on from the harbor."),
+    Document("titled", "Nothing else.", title="Ada Byrd"),
+]
+ALL = range(len(DOCUMENTS))
+
+
+def mine(question, ranking=ALL, count=8):
+    (mined,) = mine_negatives(DOCUMENTS, [question], [ranking], count)
+    return mined.negative_ids
+
+
+def test_what_is_positive_or_holds_an_answer_is_no_negative():
+    question = Question("q", "Who built the amber mill?", ("Ada Byrd", "Byrd"), ("right",))
+    assert mine(question) == ("close", "far")
+
+
+def test_the_best_ranked_come_first_and_are_as_many_as_wanted():
+    question = Question("q", "Who?", ("nobody",), ("right",), negative_ids=("far",))
+    assert mine(question, [5, 4, 3, 2, 1, 0], 3) == ("titled", "far", "close")
+    assert mine(question, [0, 5], 3) == ("titled",)
+
+
+@pytest.mark.parametrize("answers", [(), ("yes",), ("No ", " ")])
+def test_answers_that_are_no_clue_rule_nothing_out(answers):
+    documents = [*DOCUMENTS, Document("yes", "Yes, no.")]
+    question = Question("q", "Was it built?", answers, ("right",))
+    (mined,) = mine_negatives(documents, [question], [range(7)], 9)
+    assert mined.negative_ids == ("says it too", "close", "far", "titled", "yes")
+
+
+def test_bm25_ranks_by_the_words_in_common():
+    pytest.importorskip("bm25s")
+    questions = [Question("a", "boats of the harbor"), Question("b", "Ada painted the mill")]
+    first, second = Bm25(DOCUMENTS).rank(questions)
+    assert DOCUMENTS[first[0]].id == "far" and DOCUMENTS[second[0]].id == "close"
+    assert sorted(first) == list(ALL)
+
+
+def test_bm25_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(ConfigError, match=r"pip install msa_jax\[eval\]"):
+        Bm25(DOCUMENTS)

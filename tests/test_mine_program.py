@@ -1,0 +1,84 @@
+"""`python -m msa_jax.mine`: what it writes, and errors in one line."""
+
+import sys
+
+import pytest
+
+from msa_jax import mine as program
+from msa_jax.data.records import Question, read_questions, write_documents, write_questions
+from tests.engine.banks import numbered, save_model
+
+QUESTIONS = [
+    Question(f"q{i}", f"What is said of {i}?", (), (f"d{i}",), metadata={"split": split})
+    for i, split in enumerate(("train", "train", "dev"))
+]
+
+
+@pytest.fixture
+def files(tmp_path):
+    documents = numbered(9)
+    write_documents(tmp_path / "d.jsonl", documents)
+    questions = [
+        Question(q.id, q.question, q.answers, (documents[i].id,), metadata=q.metadata)
+        for i, q in enumerate(QUESTIONS)
+    ]
+    write_questions(tmp_path / "q.jsonl", questions)
+    return {"documents": tmp_path / "d.jsonl", "questions": tmp_path / "q.jsonl"}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the program; returns its exit code, what it printed, and its errors."""
+
+    def run(**flags):
+        arguments = [f"--{name}={value}" for name, value in flags.items()]
+        monkeypatch.setattr(sys, "argv", ["mine", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            program.run()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def check(path, names, num_negatives):
+    mined = read_questions(path)
+    assert [question.id for question in mined] == names
+    for question in mined:
+        assert len(question.negative_ids) == num_negatives
+        assert not set(question.negative_ids) & set(question.positive_ids)
+        assert question.metadata["split"] in ("train", "dev")
+
+
+def test_bm25(run, files, tmp_path):
+    pytest.importorskip("bm25s")
+    code, out, err = run(
+        method="bm25", to=tmp_path / "m.jsonl", negatives=2, split="train", **files
+    )
+    assert code == 0, err
+    assert out.startswith("2 questions with 2.0 negatives each")
+    check(tmp_path / "m.jsonl", ["q0", "q1"], 2)
+
+
+def test_router(run, files, tmp_path):
+    model = save_model(tmp_path / "model")
+    code, out, err = run(
+        method="router", checkpoint=model, to=tmp_path / "m.jsonl", negatives=3, **files
+    )
+    assert code == 0, err
+    check(tmp_path / "m.jsonl", ["q0", "q1", "q2"], 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"documents": ""}, "--documents is missing; name a JSON Lines file"),
+        ({"to": ""}, "--to is missing"),
+        ({"method": "router"}, "--checkpoint is missing; name the model"),
+        ({"questions": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+        ({"split": "none"}, "holds no question"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(run, files, tmp_path, flags, message):
+    code, _, err = run(**(files | {"to": tmp_path / "m.jsonl"} | flags))
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "m.jsonl").exists()
