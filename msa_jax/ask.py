@@ -1,6 +1,7 @@
-"""Asks a bank.
+"""Asks a bank, or documents.
 
     python -m msa_jax.ask --bank=bank "Who repaired the lighthouse?"
+    python -m msa_jax.ask --pretrained=smollm2-135m-msa --documents=FOLDER "Who repaired it?"
 
 writes the answer while it comes, then the documents that it rests on. Several questions are asked
 together; without one, questions are read from standard input, a line each.
@@ -18,16 +19,21 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from msa_jax import cli
 from msa_jax.config import ConfigError
+from msa_jax.data.sources import open_source
 from msa_jax.engine.answers import Answer, AskConfig, Found
+from msa_jax.engine.cached import cached_bank
 from msa_jax.engine.engine import Engine
 from msa_jax.engine.interleave import InterleaveConfig, Round
+from msa_jax.engine.loading import LoadedModel, load_model
 from msa_jax.engine.ranking import rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.engine.snippets import snippet
+from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import TIERS
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -57,8 +63,16 @@ def _strings(name: str, help_string: str) -> flags.FlagHolder:
 
 
 _BANK = _string("bank", "Directory of the bank.")
+_DOCUMENTS = _string(
+    "documents",
+    "Instead of a bank: a folder of text files, or a JSON Lines file. What a model makes of them "
+    "is kept in the cache, and only what has changed is encoded again.",
+)
 _CHECKPOINT = _string(
     "checkpoint", "Where the model is now; by default where it was when the bank was made."
+)
+_PRETRAINED = _string(
+    "pretrained", "Instead of --checkpoint: name or folder of a model that comes with an adapter."
 )
 _MAX_ROUNDS = _integer(
     "max_rounds",
@@ -91,23 +105,48 @@ _MEMORY_DEVICES = _integer("memory_devices", 1, "How many devices share the memo
 
 def main(arguments: Sequence[str]) -> None:
     questions, config = arguments[1:], _ask_config()
-    bank = cli.given(_BANK, "the directory of the bank")
+    model = _model()
     mesh = make_mesh(MeshConfig(memory=_MEMORY_DEVICES.value))
+    mesh = mesh if mesh.size > 1 else None
+    encoded = _encoded(model, mesh) if _DOCUMENTS.value else None
     # Small banks are there before a bar would be.
     with tqdm(desc="load", unit="chunk", unit_scale=True, delay=2.0, leave=False) as bar:
-        engine = Engine.open(
-            bank,
-            _CHECKPOINT.value,
-            mesh=mesh if mesh.size > 1 else None,
-            content_tier=_CONTENT_TIER.value,
-            on_load=cli.progress_of(bar),
-        )
+        shared = {
+            "mesh": mesh,
+            "content_tier": _CONTENT_TIER.value,
+            "on_load": cli.progress_of(bar),
+        }
+        if encoded:
+            engine = Engine(*encoded, **shared)
+        else:
+            engine = Engine.open(cli.given(_BANK, "the directory of the bank"), model, **shared)
     with engine:
         print(_describe(engine), file=sys.stderr if _JSON.value else sys.stdout, flush=True)
         if questions:
             _respond(engine, questions, config)
         else:
             _converse(engine, config)
+
+
+def _model() -> str | None:
+    """What to load; None for what made the bank."""
+    for one, other in ((_BANK, _DOCUMENTS), (_CHECKPOINT, _PRETRAINED)):
+        if one.value and other.value:
+            raise ConfigError(f"--{one.name} and --{other.name} exclude each other; give one.")
+    model = f"pretrained:{_PRETRAINED.value}" if _PRETRAINED.value else _CHECKPOINT.value
+    if _DOCUMENTS.value and not model:
+        raise ConfigError("--documents needs a model; name one by --pretrained or --checkpoint.")
+    return model
+
+
+def _encoded(model: str, mesh: Mesh | None) -> tuple[LoadedModel, Store]:
+    """The model, and its bank of the documents as they are now."""
+    source = open_source(_DOCUMENTS.value)
+    loaded = load_model(model, mesh=mesh)
+    # Where little has changed, it is done before a bar would be there.
+    with cli.EncodingBar(source, delay=2.0) as bar:
+        store = cached_bank(loaded, _DOCUMENTS.value, source, mesh, bar.planned, bar.encoded)
+    return loaded, store
 
 
 def _ask_config() -> AskConfig:

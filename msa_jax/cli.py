@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -12,9 +10,11 @@ import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from msa_jax.checkpoint.backbones import cache_directory
 from msa_jax.checkpoint.huggingface import CheckpointError
 from msa_jax.config import ConfigError
 from msa_jax.data.records import RecordError
+from msa_jax.data.sources import DocumentSource
 from msa_jax.memory.store import StoreError
 
 # What the user of a program can mend.
@@ -85,15 +85,48 @@ def progress_of(bar: tqdm) -> Callable[[int, int], None]:
     return show
 
 
+class EncodingBar:
+    """Shows on a bar how much of a source is encoded; how much there is, is guessed from the rest.
+
+    A context manager. `planned` and `encoded` are what `Ingestor.add` calls.
+    """
+
+    def __init__(self, source: DocumentSource, delay: float = 0.0):
+        """`delay` seconds must pass before there is a bar."""
+        self._source, self._planned = source, 0
+        # In a log file, a line now and then; on a terminal, a living bar.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            desc="encode", unit="tok", unit_scale=True, mininterval=interval, delay=delay
+        )
+
+    def planned(self, tokens: int) -> None:
+        """Takes note of tokens that were read."""
+        self._planned += tokens
+        fraction = self._source.fraction
+        self._bar.total = self._planned / fraction if fraction else None
+
+    def encoded(self, tokens: int) -> None:
+        """Shows tokens that were encoded."""
+        self._bar.update(tokens)
+
+    def __enter__(self) -> EncodingBar:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        if not failed:
+            self._bar.total = self._bar.n
+        self._bar.close()
+
+
 def keep_compiled() -> None:
     """Lets the next start of a program find what this one compiles.
 
-    In `~/.cache/msa_jax`, apart for every machine, unless JAX was told another place
+    In the cache of this package, apart for every machine, unless JAX was told another place
     (`JAX_COMPILATION_CACHE_DIR`).
     """
     if jax.config.jax_compilation_cache_dir is None:
-        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(caches / "msa_jax" / platform.node()))
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / platform.node()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -9,19 +9,16 @@ would all take.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from msa_jax import cli
 from msa_jax.checkpoint.key_map import parameter_shapes
@@ -101,7 +98,8 @@ def main(arguments: Sequence[str]) -> None:
     loaded, mesh = _load(_facts(bank))
     with _open_bank(bank, loaded) as store:
         encoder = Encoder(loaded.model, loaded.params, store.layout, mesh)
-        counts = _ingest(Ingestor(loaded, encoder, store), source)
+        with cli.EncodingBar(source) as bar:
+            counts = Ingestor(loaded, encoder, store).add(source, bar.planned, bar.encoded)
         print(_summary(store, counts, time.perf_counter() - started))
 
 
@@ -218,28 +216,6 @@ def _open_bank(bank: str, loaded: LoadedModel) -> Store:
     if Store.exists(bank):
         return Store.open(bank, write=True, fingerprint=fingerprint(loaded))
     return create_bank(bank, loaded, _new_layout(loaded))
-
-
-def _ingest(ingestor: Ingestor, source: DocumentSource) -> Counts:
-    planned = 0
-    with _progress_bar() as bar:
-
-        def plan(tokens: int) -> None:
-            nonlocal planned
-            planned += tokens
-            # What has been read says how many tokens all of it will have.
-            bar.total = planned / source.fraction if source.fraction else None
-
-        return ingestor.add(source, plan, bar.update)
-
-
-@contextlib.contextmanager
-def _progress_bar() -> Iterator[tqdm]:
-    # In a log file, a line now and then; on a terminal, a living bar.
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm(desc="encode", unit="tok", unit_scale=True, mininterval=interval) as bar:
-        yield bar
-        bar.total = bar.n
 
 
 def _summary(store: Store, counts: Counts, seconds: float) -> str:

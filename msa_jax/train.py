@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from msa_jax import cli
+from msa_jax import cli, distributed
 from msa_jax.config import ConfigError, from_mapping
+from msa_jax.config_file import CONFIG, parse_flags
 from msa_jax.data.demo import DemoConfig, build_demo_corpus
 from msa_jax.evaluation.report import write_report
 from msa_jax.evaluation.scaling import ScalingConfig, measure_scaling
@@ -24,11 +24,10 @@ from msa_jax.typing import PyTree
 
 _NOT_TRAINING = ("demo", "evaluation")
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="The run: a file of configs/.")
-
 
 def main(_: Sequence[str]) -> None:
-    train_and_measure(_CONFIG.value)
+    distributed.start()
+    train_and_measure(CONFIG.value)
 
 
 def train_and_measure(config: ConfigDict) -> None:
@@ -39,11 +38,17 @@ def train_and_measure(config: ConfigDict) -> None:
         RecordError: if a documents or questions file has a bad record.
     """
     started = time.monotonic()
-    use_demo_corpus(config)
+    distributed.check_workdir(config.workdir)
+    with distributed.first_process_first("demo corpus"):
+        use_demo_corpus(config)
     evaluation = held_out(config)
     run_config = train_config({name: config[name] for name in config if name not in _NOT_TRAINING})
     result = train(run_config)
-    if evaluation is not None and not result.interrupted:
+    if evaluation is None or result.interrupted:
+        return
+    if jax.process_count() > 1:
+        distributed.say("Only a single process measures: give this command to one machine now.")
+    else:
         evaluate(evaluation, run_config, result.params, started)
 
 
@@ -55,14 +60,18 @@ def use_demo_corpus(config: ConfigDict) -> None:
             neither and the configuration has no `demo` section.
     """
     data = config.data
-    if data.documents and data.questions:
+    if data.get("sources") or (data.documents and data.questions):
         return
     if data.documents or data.questions or "demo" not in config:
         raise ConfigError("data.documents and data.questions must both name a JSON Lines file.")
     corpus = Path(config.workdir) / "corpus"
-    print(f"No data.documents given: gathering the documentation on this machine in {corpus}.")
+    distributed.say(
+        f"No data.documents given: gathering the documentation on this machine in {corpus}."
+    )
     counts = build_demo_corpus(corpus, from_mapping(DemoConfig, config.demo, "demo"))
-    print(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
+    distributed.say(
+        ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    )
     data.documents, data.questions = _split_files(corpus, "train")
     if "evaluation" in config and not config.evaluation.documents:
         config.evaluation.documents, config.evaluation.questions = _split_files(corpus, "heldout")
@@ -73,7 +82,7 @@ def held_out(config: ConfigDict) -> ScalingConfig | None:
     if "evaluation" not in config:
         return None
     if not config.evaluation.documents:
-        print("No evaluation.documents given: the model will not be measured.")
+        distributed.say("No evaluation.documents given: the model will not be measured.")
         return None
     return from_mapping(ScalingConfig, config.evaluation, "evaluation")
 
@@ -103,27 +112,7 @@ def _split_files(corpus: Path, split: str) -> tuple[str, str]:
 
 def run() -> None:
     """Runs the program."""
-    cli.run(main, flags.FLAGS, _parse_flags, mendable=(DivergenceError,))
-
-
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(arguments)
-        # A file that could not be loaded raises here, at the first use.
-        loaded = _CONFIG.value is not None and bool(_CONFIG.value.keys())
-    except AttributeError as error:
-        # How ml_collections answers an override of a field that the config does not have.
-        field, hint = re.search(r"\w+", str(error)), re.search(r"Did you mean.*\?", str(error))
-        overrides = [x for x in arguments if field[0] in x.partition("=")[0].split(".")]
-        raise ConfigError(
-            f"{' '.join(overrides)} names a field that the configuration does not have"
-            f"{'; ' + hint[0] if hint else '.'}"
-        ) from error
-    except (flags.Error, OSError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    if not loaded:
-        raise ConfigError("--config is missing; name a file, as in --config=configs/tiny.py.")
-    return rest
+    cli.run(main, flags.FLAGS, parse_flags, mendable=(DivergenceError,))
 
 
 if __name__ == "__main__":

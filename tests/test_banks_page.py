@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from msa_jax import ask, encode
+from msa_jax import ask, convert, encode
 from msa_jax.data.records import Document, write_documents
 from msa_jax.memory.store import Store
 from tests.engine.banks import save_model
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = {"msa_jax.ask": ask, "msa_jax.encode": encode}
+PROGRAMS = {"msa_jax.ask": ask, "msa_jax.convert": convert, "msa_jax.encode": encode}
 
 
 @pytest.fixture

@@ -72,7 +72,13 @@ def shrink(config, directory):
     # The last stage alone: it is the one with all three losses.
     config.curriculum = config.curriculum[-1:]
     config.stages[config.curriculum[0]].update(
-        steps=1, warmup_steps=0, memory_tokens=256, active_tokens=128, groups=2, queries_per_group=2
+        steps=1,
+        warmup_steps=0,
+        memory_tokens=256,
+        active_tokens=128,
+        groups=2,
+        queries_per_group=2,
+        cluster=1,
     )
 
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from msa_jax.config import ConfigError, ModelConfig, from_mapping
+from msa_jax.modules.lora import Lora, merge_lora
 from msa_jax.typing import PyTree
 
 StateT = TypeVar("StateT")
@@ -99,7 +102,7 @@ class Checkpointer:
 
         Args:
             position: where the run stands.
-            state: a dataclass with `params`.
+            state: a dataclass with `params`, and `lora` if these have an update beside them.
             recall: decides which checkpoint of a stage is the best.
         """
         self._checkpointer.wait()
@@ -126,7 +129,8 @@ class Checkpointer:
                 mesh.
         """
         loaded = self._checkpointer.load_checkpointables(step, _parts(abstract_state))
-        return dataclasses.replace(abstract_state, params=loaded["params"], **loaded["training"])
+        training = loaded.pop("training")
+        return dataclasses.replace(abstract_state, **loaded, **training)
 
     def close(self) -> None:
         """Waits for the save in progress and closes the directory."""
@@ -195,7 +199,7 @@ def load_model_config(directory: str | Path) -> ModelConfig:
 
 
 def load_params(directory: str | Path, step: int, abstract_params: PyTree) -> PyTree:
-    """The parameters of one checkpoint, without the optimiser's memory.
+    """The parameters of one checkpoint, updates merged, without the optimiser's memory.
 
     Args:
         directory: a run's directory of checkpoints.
@@ -203,7 +207,31 @@ def load_params(directory: str | Path, step: int, abstract_params: PyTree) -> Py
         abstract_params: `jax.ShapeDtypeStruct` tree with shardings, of any mesh.
     """
     path = Path(directory).absolute() / str(step)
-    return ocp.load_checkpointables(path, {"params": abstract_params})["params"]
+    abstract_lora = _abstract_lora(path, abstract_params)
+    if abstract_lora is None:
+        return ocp.load_checkpointables(path, {"params": abstract_params})["params"]
+    # As they were trained; a product rounded before it is added would be another one.
+    exact = jax.tree.map(lambda x: x.update(dtype=np.float32), abstract_params)
+    loaded = ocp.load_checkpointables(path, {"params": exact, "lora": abstract_lora})
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_params)
+
+    def merge(params: PyTree, lora: Lora) -> PyTree:
+        merged = merge_lora(params, lora)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), merged, abstract_params)
+
+    return jax.jit(merge, out_shardings=shardings)(loaded["params"], loaded["lora"])
+
+
+def _abstract_lora(path: Path, abstract_params: PyTree) -> Lora | None:
+    """The update beside the parameters of a checkpoint, whole on every device; None without one."""
+    saved = ocp.checkpointables_metadata(path).metadata.get("lora")
+    if saved is None:
+        return None
+    place = jax.tree.leaves(abstract_params)[0].sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec())
+    as_saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved)
+    return Lora(**as_saved)
 
 
 def _metadata(directory: Path, step: int) -> dict[str, Any]:
@@ -211,9 +239,10 @@ def _metadata(directory: Path, step: int) -> dict[str, Any]:
 
 
 def _parts(state: Any) -> dict[str, PyTree]:
-    # Apart, so that inference can load the parameters alone.
+    # Apart, so that inference can load what it needs alone.
     training = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return {"params": training.pop("params"), "training": training}
+    parts = {name: training.pop(name, None) for name in ("params", "lora")}
+    return {name: part for name, part in parts.items() if part is not None} | {"training": training}
 
 
 def _rank(metrics: Mapping[str, float] | None) -> tuple[float, float]:

@@ -62,7 +62,11 @@ def read_model_config(directory: str | Path, **overrides: Any) -> ModelConfig:
         ConfigError: for another kind of model, or a setting that this package lacks.
     """
     path = Path(directory) / "config.json"
-    values = read_json(path)
+    return config_from_values(read_json(path), path, **overrides)
+
+
+def config_from_values(values: dict[str, Any], path: Path, **overrides: Any) -> ModelConfig:
+    """`read_model_config` of what a `config.json` says; messages name `path`."""
     try:
         fields = _model_fields(values)
     except ConfigError as error:

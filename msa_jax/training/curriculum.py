@@ -10,10 +10,13 @@ from msa_jax.config import ConfigError, from_mapping
 
 _CHOICES = {
     "aux_loss": ("decoupled", "plain"),
-    "trainable": ("all", "routers"),
+    "trainable": ("all", "routers", "lora"),
     "schedule": ("cosine", "constant"),
 }
-_POSITIVE = ("steps", "memory_tokens", "groups", "queries_per_group", "active_tokens")
+_POSITIVE = (
+    *("steps", "memory_tokens", "groups", "queries_per_group", "active_tokens"),
+    *("cluster", "lora_rank"),
+)
 _NON_NEGATIVE = (
     *("learning_rate", "router_learning_rate", "warmup_steps"),
     *("lm_weight", "aux_weight", "answer_weight"),
@@ -30,6 +33,12 @@ class StageConfig:
         queries_per_group: questions that share a memory; the positives of one are negatives of
             the others.
         active_tokens: tokens of a question with its response.
+        mixture: weight of each source of `data.sources` that gives questions; None for the number
+            of its questions.
+        cluster: questions that come together because they are neighbours in their source, so that
+            their memory holds documents that are hard to tell apart.
+        answer_fraction: share of samples that train the answer, where a question has one; None for
+            that of the data.
         router_learning_rate: learning rate of the router projections; None for `learning_rate`.
         warmup_steps: steps in which the learning rate rises linearly.
         schedule: "cosine" falls to zero at the last step, "constant" stays.
@@ -37,8 +46,17 @@ class StageConfig:
         aux_weight: weight of the router loss.
         answer_weight: weight of the next-token loss over answer tokens only.
         aux_loss: "decoupled" or "plain" InfoNCE.
+        joint_weight: share of the router loss, in [0, 1], that is taken of the layers' mean score,
+            by which the engine ranks documents; the rest is of each layer by itself.
         temperature: of the router loss.
-        trainable: "all", or "routers" for the router projections alone.
+        trainable: "all"; "routers" for the router projections alone; "lora" for the routers and
+            low-rank updates of other linear layers, merged into these when the stage ends.
+        frozen: parameters that do not train whatever `trainable` says, by parts of their paths:
+            "embedder", "mlp", "plain_0/attention/q_proj".
+        lora_rank: rank of the updates.
+        lora_alpha: updates are scaled by lora_alpha / lora_rank; None for lora_rank.
+        lora_targets: linear layers that get an update, by parts of their paths. A router among
+            them trains by its update alone.
     """
 
     name: str
@@ -48,6 +66,9 @@ class StageConfig:
     groups: int
     queries_per_group: int
     active_tokens: int
+    mixture: Mapping[str, float] | None = None
+    cluster: int = 1
+    answer_fraction: float | None = None
     router_learning_rate: float | None = None
     warmup_steps: int = 0
     schedule: str = "cosine"
@@ -55,8 +76,16 @@ class StageConfig:
     aux_weight: float = 0.1
     answer_weight: float = 0.0
     aux_loss: str = "decoupled"
+    joint_weight: float = 0.0
     temperature: float = 0.1
     trainable: str = "all"
+    frozen: tuple[str, ...] = ()
+    lora_rank: int = 16
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = (
+        *("attention/q_proj", "attention/k_proj", "attention/v_proj", "attention/o_proj"),
+        "mlp",
+    )
 
     def __post_init__(self):
         def refuse(field: str, rule: str):
@@ -72,8 +101,23 @@ class StageConfig:
         for field in _NON_NEGATIVE:
             if (getattr(self, field) or 0) < 0:
                 refuse(field, "zero or more")
+        for field in ("frozen", "lora_targets"):
+            if isinstance(getattr(self, field), str):
+                refuse(field, "a tuple of names")
+        if self.queries_per_group % self.cluster:
+            refuse("cluster", f"a divisor of queries_per_group ({self.queries_per_group})")
+        if self.answer_fraction is not None and not 0 <= self.answer_fraction <= 1:
+            refuse("answer_fraction", "between 0 and 1")
+        if self.mixture is not None:
+            if not self.mixture or min(self.mixture.values()) <= 0:
+                refuse("mixture", "weights above zero of one source at the least")
+            object.__setattr__(self, "mixture", dict(self.mixture.items()))
         if self.temperature <= 0:
             refuse("temperature", "above zero")
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            refuse("lora_alpha", "above zero")
+        if not 0 <= self.joint_weight <= 1:
+            refuse("joint_weight", "between 0 and 1")
         if self.warmup_steps > self.steps:
             refuse("warmup_steps", f"at most steps ({self.steps})")
         if self.trainable == "routers" and not self.aux_weight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 from flax import traverse_util
 
 from msa_jax.config import ConfigError
+from msa_jax.modules.lora import is_linear
 from msa_jax.training.curriculum import StageConfig
 from msa_jax.typing import Array, PyTree
 
@@ -20,7 +21,8 @@ class OptimizerConfig:
     """AdamW.
 
     Attributes:
-        weight_decay: on matrices (kernels and the embedding), never on norms and biases.
+        weight_decay: on matrices (kernels and the embedding), never on norms, biases and factors
+            of low-rank updates.
         clip_norm: largest global norm of the gradient.
     """
 
@@ -72,14 +74,14 @@ def make_optimizer(config: OptimizerConfig, stage: StageConfig) -> optax.Gradien
     )
 
 
-def split_trainable(params: PyTree, trainable: str) -> tuple[PyTree, PyTree]:
+def split_trainable(params: PyTree, stage: StageConfig) -> tuple[PyTree, PyTree]:
     """Parameters that train in a stage, and those that do not.
 
     The step differentiates and optimises the first alone: frozen parameters have no gradient,
     no update and no optimiser memory.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    chosen = {path for path in flat if trainable == "all" or _is_router(path)}
+    chosen = {path for path in flat if _trains(path, stage)}
     return tuple(
         traverse_util.unflatten_dict(
             {path: leaf for path, leaf in flat.items() if (path in chosen) is wanted}, sep="/"
@@ -93,6 +95,51 @@ def join_params(trained: PyTree, frozen: PyTree) -> PyTree:
     flat = traverse_util.flatten_dict(trained, sep="/")
     flat |= traverse_util.flatten_dict(frozen, sep="/")
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def lora_paths(params: PyTree, stage: StageConfig) -> list[str]:
+    """Kernels that get a low-rank update in a stage."""
+    if stage.trainable != "lora":
+        return []
+    return [
+        path
+        for path in traverse_util.flatten_dict(params, sep="/")
+        if is_linear(path)
+        and _is_among(path, stage.lora_targets)
+        and not _is_among(path, stage.frozen)
+    ]
+
+
+def check_choice(params: PyTree, stage: StageConfig) -> None:
+    """Sees to it that a stage freezes and updates what its configuration names.
+
+    Raises:
+        ConfigError: for a name that fits no parameter, or a stage in which nothing trains.
+    """
+    paths = list(traverse_util.flatten_dict(params, sep="/"))
+    named = {"frozen": paths, "lora_targets": [path for path in paths if is_linear(path)]}
+    for field, candidates in named.items():
+        for name in getattr(stage, field):
+            if not any(_is_among(path, [name]) for path in candidates):
+                raise ConfigError(
+                    f"stages.{stage.name}.{field} names {name!r}, which is no part of the path of "
+                    f"any of {', '.join(candidates)}; correct it."
+                )
+    if not lora_paths(params, stage) and not any(_trains(path, stage) for path in paths):
+        raise ConfigError(f"stages.{stage.name}.frozen leaves nothing to train; name less.")
+
+
+def _trains(path: str, stage: StageConfig) -> bool:
+    if _is_among(path, stage.frozen):
+        return False
+    if stage.trainable == "lora":
+        return _is_router(path) and not _is_among(path, stage.lora_targets)
+    return stage.trainable == "all" or _is_router(path)
+
+
+def _is_among(path: str, names: Sequence[str]) -> bool:
+    """Whether the path has one of the names in it: whole parts, one or several."""
+    return any(f"/{name}/" in f"/{path}/" for name in names)
 
 
 def _is_router(path: str) -> bool:

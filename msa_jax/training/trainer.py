@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from msa_jax.checkpoint import huggingface
+from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.checkpointer import CHECKPOINTS, Checkpointer, Position
 from msa_jax.config import ConfigError
 from msa_jax.data.pipeline import BatchShape, TextDataset, training_iterator
@@ -60,10 +61,11 @@ def initial_params(config: TrainConfig, mesh: Mesh) -> PyTree:
     """The parameters that a run starts from, random or from `config.init_from`, on the mesh."""
     key = jax.random.key(config.seed)
     init = partial(init_params, config.model)
-    shardings = state_shardings(jax.eval_shape(init, key), mesh)
+    abstract = jax.eval_shape(init, key)
+    shardings = state_shardings(abstract, mesh)
     if config.init_from is not None:
-        loaded = huggingface.load_params(config.init_from, config.model, key)
-        return jax.device_put(loaded, shardings)
+        abstract = jax.tree.map(lambda x, place: x.update(sharding=place), abstract, shardings)
+        return huggingface.load_params(fetch(config.init_from), config.model, key, abstract)
     with jax.set_mesh(mesh):
         return jax.jit(init, out_shardings=shardings)(key)
 
@@ -105,7 +107,7 @@ def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResul
             writer = stack.enter_context(MetricsWriter(config.workdir, restored_step))
         run = _Run(config, mesh, dataset, checkpointer, writer, stopped)
         result = run.train(resumed)
-    if result.interrupted:
+    if result.interrupted and jax.process_index() == 0:
         print(
             f"SIGTERM: saved step {result.step} in {directory}; the same command goes on from it.",
             file=sys.stderr,
@@ -151,7 +153,7 @@ class _Run:
             )
         params = None if resumed else initial_params(self._config, self._mesh)
         for index in range(first, len(stages)):
-            program = StageProgram(self._model, stages[index], self._config.optimizer, self._mesh)
+            program = self._program(stages[index])
             iterator = self._iterator(index)
             if resumed:
                 state = self._restore(resumed, program, iterator)
@@ -159,19 +161,34 @@ class _Run:
             else:
                 state, stage_step = program.start(params), 0
             state, interrupted = self._train_stage(program, index, state, stage_step, iterator)
-            params = state.params
+            params = program.finish(state)
             if interrupted:
                 break
         return TrainResult(params, self._metrics, self._step, interrupted)
 
+    def _program(self, stage: StageConfig) -> StageProgram:
+        config = self._config
+        chunk_size = config.model.memory.pooling_kernel_size
+        max_document_chunks = -(-config.data.max_document_tokens // chunk_size)
+        return StageProgram(self._model, stage, config.optimizer, self._mesh, max_document_chunks)
+
     def _iterator(self, index: int) -> Any:
         stage = self._config.stages[index]
         shape = BatchShape(
-            stage.groups, stage.queries_per_group, stage.memory_tokens, stage.active_tokens
+            stage.groups,
+            stage.queries_per_group,
+            stage.memory_tokens,
+            stage.active_tokens,
+            stage.mixture,
+            stage.cluster,
         )
+        dataset = self._dataset
+        if stage.answer_fraction is not None:
+            data = dataclasses.replace(dataset.data, answer_fraction=stage.answer_fraction)
+            dataset = dataclasses.replace(dataset, data=data)
         # Another seed per stage, so that a stage does not begin with its predecessor's examples.
         seed = self._config.seed + index
-        return training_iterator(self._dataset, shape, seed, *group_share(self._mesh, stage.groups))
+        return training_iterator(dataset, shape, seed, *group_share(self._mesh, stage.groups))
 
     def _restore(self, position: Position, program: StageProgram, iterator: Any) -> TrainState:
         self._step = position.step

@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from msa_jax.checkpoint import huggingface
+from msa_jax.checkpoint import tensors as tensors_module
 from msa_jax.checkpoint.huggingface import (
     CheckpointError,
     load_params,
@@ -251,7 +251,7 @@ def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, saved, monkeypatch):
     def no_space(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(huggingface, "save_file", no_space)
+    monkeypatch.setattr(tensors_module, "save_file", no_space)
     with pytest.raises(OSError, match="no space"):
         save_params(tmp_path, config, jax.tree.map(np.zeros_like, params))
     assert_same(load_params(tmp_path, read_model_config(tmp_path), KEY), params)

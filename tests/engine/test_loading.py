@@ -15,7 +15,7 @@ from msa_jax.checkpoint.checkpointer import CheckpointConfig
 from msa_jax.config import ConfigError
 from msa_jax.data.tokenizer import PACKAGED, Tokenizer
 from msa_jax.engine import loading
-from msa_jax.engine.loading import fingerprint, inference_params, load_model, model_fingerprint
+from msa_jax.engine.loading import fingerprint, load_model, model_fingerprint
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.training.trainer import train
 from tests.training.tiny import model_config, random_params, train_config
@@ -65,8 +65,11 @@ def test_a_run_says_by_itself_how_its_text_is_written(trained):
 def test_a_run_loads_in_another_type(trained):
     run, _ = trained
     exact, rounded = load_model(run.workdir), load_model(run.workdir, dtype="bfloat16")
-    expected = inference_params(exact.params, rounded.config)
-    jax.tree.map(np.testing.assert_array_equal, rounded.params, expected)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(x, y.astype(x.dtype)),
+        rounded.params,
+        exact.params,
+    )
     types = {x.dtype.name for x in jax.tree.leaves(rounded.params)}
     assert types == {"bfloat16", "float32"}
 

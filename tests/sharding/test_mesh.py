@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -27,6 +29,12 @@ def test_axes_have_the_configured_sizes(config, shape):
 def test_a_mesh_that_does_not_divide_the_devices_is_refused(config):
     with pytest.raises(ConfigError, match=r"tensor=\d+ x memory=1 .* the 8 devices; choose"):
         make_mesh(config)
+
+
+def test_a_mesh_that_leaves_a_process_without_a_device_is_refused():
+    devices = [SimpleNamespace(process_index=i // 2) for i in range(8)]
+    with pytest.raises(ConfigError, match="no place for the devices of process 2; choose larger"):
+        make_mesh(MeshConfig(fsdp=4), devices)
 
 
 def test_an_impossible_size_is_refused():

@@ -1,15 +1,11 @@
 """The program itself: exit codes, one-line errors, and signals."""
 
 import dataclasses
-import os
+import random
 import re
 import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -17,36 +13,10 @@ from msa_jax import train as program
 from msa_jax.checkpoint.checkpointer import CheckpointConfig
 from msa_jax.training.metrics import read_metrics
 from msa_jax.training.trainer import train
+from tests.training.processes import config_file, start, wait_for_step
 from tests.training.tiny import dataset_of, stage_config, train_config
 
-REPOSITORY = Path(__file__).parents[2]
-STEPS = 100
-
-
-def config_file(run):
-    """Writes a run as a config file."""
-    values = dataclasses.asdict(run)
-    values["stages"] = {stage.pop("name"): stage for stage in values["stages"]}
-    values["curriculum"] = tuple(values["stages"])
-    path = Path(run.workdir).parent / "config.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        "from msa_jax.training.config import with_defaults\n"
-        f"def get_config():\n    return with_defaults(ConfigDict({values!r}))\n"
-    )
-    return path
-
-
-def start(*arguments):
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "JAX_PLATFORMS": "cpu",
-        # As in this process, so that both compile the same program.
-        "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }
-    command = [sys.executable, "-m", "msa_jax.train", *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+STEPS, KILLS = 100, 2  # More of both in test_kill.
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +26,6 @@ def run(tmp_path_factory):
         stages=(stage_config(steps=STEPS, schedule="constant"),),
         checkpoint=CheckpointConfig(every=10),
     )
-
-
-def wait_for_step(process, workdir, step):
-    while process.poll() is None and not any(x["step"] >= step for x in read_metrics(workdir)):
-        time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
 
 
 def test_sigterm_and_sigkill_change_no_loss(run):
@@ -79,11 +43,12 @@ def test_sigterm_and_sigkill_change_no_loss(run):
     last_step = read_metrics(interrupted.workdir)[-1]["step"]
     assert f"saved step {last_step} in" in saved[0] and last_step < STEPS
 
-    process = start(config, workdir)
-    wait_for_step(process, interrupted.workdir, last_step + 5)
-    process.kill()
-    process.communicate()
-    assert read_metrics(interrupted.workdir)[-1]["step"] < STEPS
+    for step in sorted(random.sample(range(last_step + 5, STEPS - 10), KILLS)):
+        process = start(config, workdir)
+        wait_for_step(process, interrupted.workdir, step)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
 
     dataset = dataset_of(run)
     train(interrupted, dataset)

@@ -54,7 +54,10 @@ def test_a_curriculum_that_cannot_be_used_is_one_sentence(changes, message):
     ("changes", "message"),
     [
         ({"aux_loss": "focal"}, "aux_loss must be one of decoupled, plain, not 'focal'"),
-        ({"trainable": "lora"}, "trainable must be one of all, routers"),
+        ({"trainable": "some"}, "trainable must be one of all, routers, lora, not 'some'"),
+        ({"frozen": "embedder"}, "frozen must be a tuple of names, not 'embedder'"),
+        ({"lora_rank": 0}, "lora_rank must be a positive whole number"),
+        ({"lora_alpha": 0.0}, "lora_alpha must be above zero"),
         ({"groups": 0}, "groups must be a positive whole number"),
         ({"temperature": 0.0}, "temperature must be above zero"),
         ({"learning_rate": -1.0}, "learning_rate must be zero or more"),

@@ -90,7 +90,7 @@ def test_gradients_are_clipped_together(params):
 
 
 def test_split_and_join_are_inverse(params):
-    trained, frozen = split_trainable(params, "routers")
+    trained, frozen = split_trainable(params, stage_config(trainable="routers"))
     assert all("/router/" in path for path in by_path(trained))
     assert not any("/router/" in path for path in by_path(frozen))
     jax.tree.map(np.testing.assert_array_equal, join_params(trained, frozen), params)

@@ -9,7 +9,7 @@ from msa_jax.config import ConfigError
 from msa_jax.data import pipeline
 from msa_jax.sharding.mesh import MeshConfig
 from msa_jax.training import trainer
-from msa_jax.training.metrics import read_metrics
+from tests.training.processes import losses_of
 from tests.training.tiny import dataset_of, model_config, stage_config, train_config
 
 STAGES = (
@@ -38,14 +38,6 @@ def kill_at(monkeypatch, last_step):
             return next(self._iterator)
 
     monkeypatch.setattr(trainer, "training_iterator", Mortal)
-
-
-def losses_of(workdir):
-    timings = ("seconds_per_step", "tokens_per_second")
-    return [
-        {name: value for name, value in line.items() if name not in timings}
-        for line in read_metrics(workdir)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,41 @@
+"""The flag `--config`, a file of `configs/` whose fields `--config.FIELD=VALUE` overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from msa_jax.config import ConfigError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="What to do: a Python file with get_config(), as in configs/."
+)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parses all flags; returns the program's name and the arguments that are no flags.
+
+    Raises:
+        ConfigError: for a flag that there is not, or a value that it cannot have; for a
+            configuration file that is not there; for a field that it does not have.
+    """
+    try:
+        rest = flags.FLAGS(arguments)
+        # A file that could not be loaded raises here, at the first use.
+        loaded = CONFIG.value is not None and bool(CONFIG.value.keys())
+    except AttributeError as error:
+        # How ml_collections answers an override of a field that the config does not have.
+        field, hint = re.search(r"\w+", str(error)), re.search(r"Did you mean.*\?", str(error))
+        overrides = [x for x in arguments if field[0] in x.partition("=")[0].split(".")]
+        raise ConfigError(
+            f"{' '.join(overrides)} names a field that the configuration does not have"
+            f"{'; ' + hint[0] if hint else '.'}"
+        ) from error
+    except (flags.Error, OSError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if not loaded:
+        raise ConfigError("--config is missing; name a file, as in --config=configs/tiny.py.")
+    return rest

@@ -1,0 +1,72 @@
+"""Banks in the cache: of documents that stay where they are and change there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from msa_jax.checkpoint.backbones import cache_directory
+from msa_jax.config import ConfigError
+from msa_jax.data.records import Document
+from msa_jax.data.sources import DocumentSource
+from msa_jax.engine.encode import Encoder
+from msa_jax.engine.ingest import Ingestor, create_bank, new_layout
+from msa_jax.engine.loading import LoadedModel, fingerprint
+from msa_jax.memory.store import Store
+
+
+def cached_bank(
+    loaded: LoadedModel,
+    path: str | os.PathLike,
+    source: DocumentSource,
+    mesh: Mesh | None = None,
+    on_planned: Callable[[int], None] = lambda tokens: None,
+    on_encoded: Callable[[int], None] = lambda tokens: None,
+) -> Store:
+    """A bank of exactly what a source has now, made or brought up to date.
+
+    Banks are in `banks/` of the cache, one for each model and path. Documents that have not changed
+    since are not encoded again, and those that are gone are removed.
+
+    Args:
+        loaded: the model, on the devices of `mesh`.
+        path: where the documents are; it names the bank.
+        source: the documents.
+        mesh: devices to share the work; None for one.
+        on_planned: see `Ingestor.add`.
+        on_encoded: likewise.
+
+    Returns:
+        The bank, open for reading.
+
+    Raises:
+        RecordError: for a document that cannot be read.
+        ConfigError: if no document has text.
+        StoreError: if the bank cannot be written, or another process is at it.
+    """
+    marks = fingerprint(loaded)
+    place = f"{sorted(marks.items())} {Path(path).absolute()}"
+    bank = cache_directory() / "banks" / hashlib.blake2b(place.encode(), digest_size=8).hexdigest()
+    if Store.exists(bank):
+        store = Store.open(bank, write=True, fingerprint=marks)
+    else:
+        store = create_bank(bank, loaded, new_layout(loaded))
+    keys: set[str] = set()
+
+    def noted() -> Iterator[Document]:
+        for document in source:
+            keys.add(document.id)
+            yield document
+
+    with store:
+        encoder = Encoder(loaded.model, loaded.params, store.layout, mesh)
+        Ingestor(loaded, encoder, store).add(noted(), on_planned, on_encoded)
+        store.commit(deletes=sorted(set(store.keys()) - keys))
+        store.compact()
+        if not store.num_documents:
+            raise ConfigError(f"{os.fspath(path)} has no text to ask about; name other documents.")
+    return Store.open(bank)
