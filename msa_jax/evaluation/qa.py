@@ -1,0 +1,129 @@
+"""Answers of the whole engine, Memory Interleave included, and what became of the retrieval."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from msa_jax.engine.generate import Generator
+from msa_jax.engine.interleave import Conversation, InterleaveConfig, Library, Round, interleave
+from msa_jax.engine.ranking import LISTED, rank_documents
+from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.evaluation import metrics
+from msa_jax.evaluation.memories import Memories
+from msa_jax.evaluation.retrieval import DEPTH, EncodedMemory
+from msa_jax.typing import Int
+
+NO_MEMORY, ORACLE = "no memory", "oracle"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """The engine over a memory, ready for questions in batches.
+
+    Attributes:
+        generator: the model.
+        memory: all that may be in a question's memory.
+        config: how much to read.
+        max_tokens: of an answer, which is written greedily.
+        batch_size: questions asked at once.
+    """
+
+    generator: Generator
+    memory: EncodedMemory
+    config: InterleaveConfig
+    max_tokens: int
+    batch_size: int
+
+    def ask(
+        self,
+        memories: Memories,
+        size: int | str,
+        count: int,
+        on_batch: Callable[[int], None] = lambda questions: None,
+    ) -> list[Conversation]:
+        """Conversations on the first `count` questions of a set.
+
+        Args:
+            memories: of the set.
+            size: of memory, by index; or a control: `NO_MEMORY`, or `ORACLE`, the positives alone.
+            count: of questions.
+            on_batch: called with the number of questions of each batch.
+        """
+        conversations: list[Conversation] = []
+        count = min(count, len(memories.questions))
+        for start in range(0, count, self.batch_size):
+            some = np.minimum(np.arange(start, start + self.batch_size), count - 1).tolist()
+            memory = None
+            if size != NO_MEMORY:
+                drawn = None if size == ORACLE else size
+                memory = self.memory.of_questions(memories, drawn, some)
+            conversations += interleave(
+                self.generator,
+                self.memory.loaded.builder,
+                Library(memory, self.memory.bank.ids, self._originals),
+                [memories.questions[question].question for question in some],
+                self.config,
+                SamplingConfig(max_tokens=self.max_tokens),
+                LISTED,
+            )
+            on_batch(min(self.batch_size, count - start))
+        return conversations[:count]
+
+    def _originals(self, ids: Sequence[int]) -> list[np.ndarray]:
+        parts = self.memory.parts_of(np.array(ids, np.int64))
+        return [self.memory.corpus.text_tokens(part).astype(np.int32) for part in parts.tolist()]
+
+
+def answer_measures(
+    memories: Memories, memory: EncodedMemory, question: int, conversation: Conversation
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What to know of a conversation, and what to keep of it.
+
+    "first id" is whether the first id that was generated, of those that some layer routed to, is
+    that of a positive. Exact match and F1 are SQuAD's. Two rankings of 16 parts are compared: that
+    of the first round ("one round"), and that after Memory Interleave, which has the same budget:
+    the documents that were named, in the order in which they were read, and then the ranking of
+    the last round.
+
+    Args:
+        memories: of the set.
+        memory: that it was asked over.
+        question: of the set, by index.
+        conversation: on the question.
+    """
+    corpus, documents = memories.corpus, memories.documents[question]
+    accepted = memories.questions[question].answers
+    named = [
+        part for one in conversation.rounds for part in memory.parts_of(np.array(one.named, int))
+    ]
+    first = ranking_of(memory, conversation.rounds[0])[:DEPTH]
+    last = ranking_of(memory, conversation.rounds[-1])
+    interleaved = np.array(list(dict.fromkeys([*named, *last.tolist()]))[:DEPTH], int)
+    ranks = [metrics.ranks_of(corpus.document[x], documents) for x in (first, interleaved)]
+    measures = {
+        "first id": float(bool(named) and corpus.document[named[0]] in documents),
+        f"recall@{DEPTH} one round": metrics.recall_at(ranks[0], DEPTH),
+        f"recall@{DEPTH} interleaved": metrics.recall_at(ranks[1], DEPTH),
+        f"all@{DEPTH} one round": metrics.all_at(ranks[0], DEPTH),
+        f"all@{DEPTH} interleaved": metrics.all_at(ranks[1], DEPTH),
+        "documents read": float(len(conversation.documents)),
+        "rounds": float(len(conversation.rounds)),
+    }
+    if accepted:
+        measures["exact match"] = metrics.exact_match(conversation.answer, accepted)
+        measures["f1"] = metrics.f1_score(conversation.answer, accepted)
+    kept = {
+        "answer": conversation.answer,
+        "finished": conversation.finished,
+        "named": [list(one.named) for one in conversation.rounds],
+    }
+    return measures, kept
+
+
+def ranking_of(memory: EncodedMemory, one: Round) -> Int[np.ndarray, " n"]:
+    """The engine's ranking of parts in a round, best first."""
+    return rank_documents(memory.parts_of(one.ids), one.scores)[0].astype(int)
