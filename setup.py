@@ -49,6 +49,7 @@ setup(
         # PyTorch, which the parity tests against transformers also need, is left out: on Linux
         # pip would fetch its CUDA build of several GB. CONTRIBUTING.md says how to add it.
         "test": [
+            "bm25s>=0.2",
             "hypothesis>=6.100",
             "pytest>=8.0",
             "pytest-xdist>=3.6",

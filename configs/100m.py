@@ -11,8 +11,9 @@ recipe wants real questions:
 FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Other files:
 `--config.data.documents=... --config.data.questions=...`.
 
-What to expect: docs/results/README.md, from one H100 80GB. An untrained router finds nothing; watch
-`recall@16/joint` rise.
+What to expect: docs/results/README.md, from one H100 80GB, where a step takes 0.24 to 0.33 s. An
+untrained router finds nothing; watch `recall@16/joint` rise. The loss of the ids (`lm_loss`) stays
+at 1.57, that of uniform digits, for some 800 steps before it falls.
 
 Sizes are for one accelerator of 80 GB; `--config.mesh.memory=-1` spreads a memory over more.
 """

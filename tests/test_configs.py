@@ -63,6 +63,7 @@ def shrink(config, directory):
         questions, [Question(f"q{i}", f"value {i}?", (f"x{i}",), (f"d{i}",)) for i in range(40)]
     )
     config.workdir = str(directory / "run")
+    config.init_from = None  # A backbone has its own sizes.
     config.mesh.fsdp = 1
     config.model.update(vocab_size=4096, num_layers=2, embed_dim=16, hidden_dim=16, head_dim=4)
     config.model.memory.pooling_kernel_size = 8
@@ -86,7 +87,7 @@ def shrink(config, directory):
 def test_a_step_at_reduced_size(name, tmp_path):
     config = load(name)
     shrink(config, tmp_path)
-    assert train(train_config(config)).step == 1
+    assert train(train_config(training_values(config))).step == 1
     (line,) = read_metrics(config.workdir)
     assert {"lm_loss", "aux_loss", "answer_loss"} < line.keys()
     assert math.isfinite(line["loss"]) and line["grad_norm"] > 0

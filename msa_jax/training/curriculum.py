@@ -37,6 +37,9 @@ class StageConfig:
             of its questions.
         cluster: questions that come together because they are neighbours in their source, so that
             their memory holds documents that are hard to tell apart.
+        attended_docs: documents that a question attends to in a router layer; None for the model's
+            top_k_docs. With few, most of them right, a model soon learns to read an id out of a
+            document's chunks; to tell the right document from many can come after that.
         answer_fraction: share of samples that train the answer, where a question has one; None for
             that of the data.
         router_learning_rate: learning rate of the router projections; None for `learning_rate`.
@@ -68,6 +71,7 @@ class StageConfig:
     active_tokens: int
     mixture: Mapping[str, float] | None = None
     cluster: int = 1
+    attended_docs: int | None = None
     answer_fraction: float | None = None
     router_learning_rate: float | None = None
     warmup_steps: int = 0
@@ -106,6 +110,8 @@ class StageConfig:
                 refuse(field, "a tuple of names")
         if self.queries_per_group % self.cluster:
             refuse("cluster", f"a divisor of queries_per_group ({self.queries_per_group})")
+        if self.attended_docs is not None and self.attended_docs < 1:
+            refuse("attended_docs", "at least 1")
         if self.answer_fraction is not None and not 0 <= self.answer_fraction <= 1:
             refuse("answer_fraction", "between 0 and 1")
         if self.mixture is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from msa_jax.core.losses import chunked_lm_loss, info_nce
@@ -32,7 +34,7 @@ def training_loss(
     """
     variables = {"params": params}
     num_documents = batch.positives.shape[-1]
-    output = model.apply(
+    output = _attending(model, stage.attended_docs).apply(
         variables,
         batch.memory,
         batch.active,
@@ -54,6 +56,14 @@ def training_loss(
     tokens = [(block.doc_ids != PADDING).sum() for block in (batch.memory, batch.active)]
     metrics |= {"loss": loss, "tokens": sum(tokens)}
     return loss, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def _attending(model: Transformer, attended_docs: int | None) -> Transformer:
+    """The model with another number of documents that its layers choose."""
+    if attended_docs is None:
+        return model
+    memory = dataclasses.replace(model.config.memory, top_k_docs=attended_docs)
+    return Transformer(dataclasses.replace(model.config, memory=memory))
 
 
 def router_metrics(

@@ -90,3 +90,20 @@ def test_a_batch_without_positives_or_answers_has_finite_loss(model_and_params):
     _, metrics = jax.jit(lambda p, b: training_loss(model, p, b, stage))(params, batch)
     assert metrics["aux_loss"] == metrics["answer_loss"] == metrics["recall@1"] == 0
     assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_a_stage_can_attend_to_fewer_documents(model_and_params):
+    """The loss is that of a model that chooses fewer; recall is of as many as ever."""
+    model, params = model_and_params
+    batch = random_batch(groups=2)
+
+    def measure(model, attended_docs=None):
+        stage = stage_config(attended_docs=attended_docs)
+        return jax.jit(lambda p, b: training_loss(model, p, b, stage))(params, batch)
+
+    memory = dataclasses.replace(model.config.memory, top_k_docs=1)
+    choosy = Transformer(dataclasses.replace(model.config, memory=memory))
+    loss, metrics = measure(model, attended_docs=1)
+    assert loss == measure(choosy)[0] != measure(model)[0]
+    assert measure(model, attended_docs=2)[0] == measure(model)[0]
+    assert metrics["recall@2"] == measure(model)[1]["recall@2"]
