@@ -79,6 +79,12 @@ _MAX_ROUNDS = _integer(
     InterleaveConfig().max_rounds,
     "How often documents may be read before the answer; 0 answers from the pooled memory.",
 )
+_ROUTER_TEMPERATURE = _number(
+    "router_temperature",
+    None,
+    "Let the routers' scores, divided by this, count when documents are named; by default the "
+    "model alone decides among those routed to.",
+)
 _MAX_TOKENS = _integer("max_tokens", SamplingConfig().max_tokens, "Of the longest answer.")
 _TEMPERATURE = _number("temperature", 0.0, "0 takes the likeliest token; 1 draws as predicted.")
 _TOP_P = _number("top_p", 1.0, "Draw among the likeliest tokens of this probability.")
@@ -151,7 +157,9 @@ def _encoded(model: str, mesh: Mesh | None) -> tuple[LoadedModel, Store]:
 
 def _ask_config() -> AskConfig:
     return AskConfig(
-        interleave=InterleaveConfig(max_rounds=_MAX_ROUNDS.value),
+        interleave=InterleaveConfig(
+            max_rounds=_MAX_ROUNDS.value, router_temperature=_ROUTER_TEMPERATURE.value
+        ),
         sampling=SamplingConfig(
             max_tokens=_MAX_TOKENS.value,
             temperature=_TEMPERATURE.value,

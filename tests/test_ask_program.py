@@ -218,11 +218,12 @@ def test_flags_say_how_to_ask(run, monkeypatch):
     monkeypatch.setattr(Engine, "ask", ask)
     assert "  no documents\n" in run("Who?")[1]
     flags = {"max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 7}
-    run("Who?", "--stop=x", "--stop=y", max_rounds=2, num_documents=3, **flags)
+    reading = {"max_rounds": 2, "router_temperature": 0.1}
+    run("Who?", "--stop=x", "--stop=y", num_documents=3, **reading, **flags)
     assert asked == [
         AskConfig(),
         AskConfig(
-            interleave=InterleaveConfig(max_rounds=2),
+            interleave=InterleaveConfig(**reading),
             sampling=SamplingConfig(stop=("x", "y"), **flags),
             num_documents=3,
         ),

@@ -89,6 +89,7 @@ def get_config(folder: str = "data") -> ConfigDict:
         "max_documents": 4,
         "max_original_tokens": 1024,
         "constrain": "routed",
+        "router_temperature": config_dict.placeholder(float),
     }
     c.max_answer_tokens = 32
     c.dense_model = config_dict.placeholder(str)

@@ -106,9 +106,18 @@ def choose(
     drawn: Int[Array, " B"],
     sampler: Sampler,
     candidates: Int[Array, "B W"],
+    biases: Float[Array, "B W"],
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-    """How many tokens have been drawn for each row now, and the tokens."""
-    of_candidates = jnp.take_along_axis(logits, jnp.maximum(candidates, 0), axis=1)
+    """How many tokens have been drawn for each row now, and the tokens.
+
+    Args:
+        logits: of all tokens.
+        drawn: tokens drawn for each row so far.
+        sampler: how to draw.
+        candidates: tokens to draw among, then `NOTHING`.
+        biases: of the candidates, added to their logits.
+    """
+    of_candidates = biases + jnp.take_along_axis(logits, jnp.maximum(candidates, 0), axis=1)
     of_candidates = jnp.where(candidates == NOTHING, -jnp.inf, of_candidates)
     at = sample(of_candidates, drawn, sampler)
     tokens = jnp.take_along_axis(candidates, at[:, None], axis=1)[:, 0]

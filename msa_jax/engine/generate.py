@@ -127,22 +127,27 @@ class Session:
         self._reserve(block.shape[1])
         self._state = self._generator.run(decoding.extend, self._state, block, lengths)
 
-    def choose(self, allowed: Sequence[np.ndarray | None]) -> list[int | None]:
+    def choose(
+        self,
+        allowed: Sequence[np.ndarray | None],
+        biases: Sequence[np.ndarray | None] | None = None,
+    ) -> list[int | None]:
         """Draws the next token of each sequence among those allowed, without appending it.
 
         Args:
             allowed: token ids for each sequence, at least one; None where nothing is asked.
+            biases: added to the logits of these tokens; 0 by default.
         """
         widest = max((len(own) for own in allowed if own is not None), default=0)
         if not widest:
             return [None] * len(allowed)
         shape = (len(self._going), _coarsely(widest))
-        candidates = np.full(shape, NOTHING, np.int32)
-        for row, own in zip(candidates, allowed, strict=False):
-            if own is not None:
-                row[: len(own)] = own
+        candidates = _filled(shape, NOTHING, np.int32, allowed)
+        biases = _filled(shape, 0, np.float32, biases or ())
         state = self._state
-        drawn, tokens = decoding.choose(state.logits, state.drawn, self._sampler, candidates)
+        drawn, tokens = decoding.choose(
+            state.logits, state.drawn, self._sampler, candidates, biases
+        )
         self._state = dataclasses.replace(state, drawn=drawn)
         tokens = np.asarray(tokens).tolist()
         return [None if own is None else tokens[row] for row, own in enumerate(allowed)]
@@ -239,6 +244,17 @@ def _with_mask_rows(memory: Memory | None, num_prompts: int, num_rows: int) -> M
         mask = jnp.broadcast_to(mask, (1, num_prompts, mask.shape[2]))
     mask = jnp.pad(mask, ((0, 0), (0, num_rows - num_prompts), (0, 0)))
     return Memory(memory.layers, dataclasses.replace(memory.index, doc_mask=mask))
+
+
+def _filled(
+    shape: tuple[int, int], fill: int, dtype: type, rows: Sequence[np.ndarray | None]
+) -> np.ndarray:
+    """An array of the first rows, as far as there are any, and otherwise of `fill`."""
+    filled = np.full(shape, fill, dtype)
+    for row, own in zip(filled, rows, strict=False):
+        if own is not None:
+            row[: len(own)] = own
+    return filled
 
 
 def _right_aligned(ends: Sequence[Sequence[int]]) -> np.ndarray:

@@ -22,6 +22,7 @@ from msa_jax.data.examples import Source, retrievals, token_block
 from msa_jax.data.templates import Piece, PromptBuilder
 from msa_jax.engine.generate import Generator, Session
 from msa_jax.engine.names import NameTable, Speller
+from msa_jax.engine.ranking import rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.engine.streaming import TextStream
 from msa_jax.modules.state import Memory
@@ -43,6 +44,9 @@ class InterleaveConfig:
         max_original_tokens: of all originals together; the longest are cut until they fit.
         constrain: documents that may be named: "routed", those that some layer chose in this
             round, or "existing", all.
+        router_temperature: tau: what is named follows not the model's probabilities but their
+            product with the routers', a softmax over the mean scores of those documents divided by
+            tau. The lower, the more the routers decide. None leaves it to the model.
     """
 
     max_rounds: int = 3
@@ -50,6 +54,7 @@ class InterleaveConfig:
     max_documents: int = 16
     max_original_tokens: int = 4096
     constrain: str = "routed"
+    router_temperature: float | None = None
 
     def __post_init__(self):
         names = ("max_rounds", "max_documents_per_round", "max_documents", "max_original_tokens")
@@ -60,6 +65,14 @@ class InterleaveConfig:
         if self.constrain not in CONSTRAINTS:
             raise ConfigError(
                 f"constrain must be one of {', '.join(CONSTRAINTS)}, not {self.constrain!r}."
+            )
+        tau = self.router_temperature
+        if tau is not None and not 0.0 < tau < float("inf"):
+            raise ConfigError(f"router_temperature must be a positive number or None, not {tau!r}.")
+        if tau is not None and self.constrain != "routed":
+            raise ConfigError(
+                f"router_temperature must be None with constrain={self.constrain!r}: documents "
+                "that no layer chose have no score."
             )
 
 
@@ -228,9 +241,9 @@ class _Loop:
             session = self._start(asked)
             routed = self._routed(session, len(asked))
         with _timed("naming", asked):
-            named = self._name(session, asked, [ids for _, ids, _ in routed])
+            named = self._name(session, asked, routed)
         for one, routing, ids in zip(asked, routed, named, strict=True):
-            one.rounds.append(Round(*routing, named=ids))
+            one.rounds.append(dataclasses.replace(routing, named=ids))
         readers = [one for one in asked if one.rounds[-1].named]
         with _timed("originals", readers):
             self._read(readers)
@@ -259,21 +272,19 @@ class _Loop:
             pieces += self.builder.closing(one.question)
         return token_block(self.builder, pieces)
 
-    def _routed(
-        self, session: Session, count: int
-    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Slots, ids and scores `[L, k]` of each question."""
+    def _routed(self, session: Session, count: int) -> list[Round]:
+        """The round of each question before anything is named."""
         routing = session.routing
         if routing is None:
             nothing = np.zeros((0, 0), np.int32)
-            return [(nothing, nothing, nothing.astype(np.float32))] * count
+            return [Round(nothing, nothing, nothing.astype(np.float32), ())] * count
         slots, scores = routing.top_docs, routing.top_scores
         ids = np.full(slots.shape, -1, np.int64)
         ids[slots >= 0] = self.library.ids_of(slots[slots >= 0])
-        return [(slots[:, row], ids[:, row], scores[:, row]) for row in range(count)]
+        return [Round(slots[:, row], ids[:, row], scores[:, row], ()) for row in range(count)]
 
     def _name(
-        self, session: Session, asked: Sequence[_Asked], routed: Sequence[np.ndarray]
+        self, session: Session, asked: Sequence[_Asked], routed: Sequence[Round]
     ) -> list[tuple[int, ...]]:
         """Ids that each question names, none if it is ready for its answer."""
         rows = [row for row, one in enumerate(asked) if not one.closing]
@@ -284,7 +295,10 @@ class _Loop:
         while going := [row for row in rows if not spellers[row].finished]:
             session.extend([ahead[row] if row in going else [] for row in range(len(asked))])
             allowed = {row: spellers[row].allowed() for row in going}
-            chosen = session.choose([allowed.get(row) for row in range(len(asked))])
+            biases = {row: spellers[row].biases() for row in going}
+            chosen = session.choose(
+                *([own.get(row) for row in range(len(asked))] for own in (allowed, biases))
+            )
             for row in going:
                 spellers[row].advance(chosen[row])
                 ahead[row] = [chosen[row], *spellers[row].follow()]
@@ -297,17 +311,21 @@ class _Loop:
         session.extend([closings.get(row, []) for row in range(len(asked))])
         return [tuple(spellers[row].named) if row in spellers else () for row in range(len(asked))]
 
-    def _speller(self, one: _Asked, routed: np.ndarray) -> Speller:
-        table = self.library.names
+    def _speller(self, one: _Asked, routed: Round) -> Speller:
+        table, log_weights = self.library.names, None
         if self.config.constrain == "routed":
             # Those that were listed beyond top_k_docs have not been attended to.
-            attended = routed[:, : self.builder.memory.top_k_docs]
+            attended = routed.ids[:, : self.builder.memory.top_k_docs]
             table = NameTable(self.builder, attended[attended >= 0])
+        if self.config.router_temperature is not None:
+            mean_of = dict(zip(*rank_documents(routed.ids, routed.scores), strict=True))
+            means = np.array([mean_of[doc_id] for doc_id in table.ids], np.float64)
+            log_weights = means / self.config.router_temperature
         max_names = min(
             self.config.max_documents_per_round, self.config.max_documents - len(one.documents)
         )
         end, stop = self.builder.retrieved([]), self.builder.stop()
-        return Speller(table, end.tokens.tolist(), stop.tokens.tolist(), max_names)
+        return Speller(table, end.tokens.tolist(), stop.tokens.tolist(), max_names, log_weights)
 
     def _read(self, readers: Sequence[_Asked]) -> None:
         """Adds the originals that were named and are not there yet."""

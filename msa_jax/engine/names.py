@@ -14,7 +14,7 @@ import numpy as np
 
 from msa_jax.config import ConfigError
 from msa_jax.data.templates import PromptBuilder
-from msa_jax.typing import Int
+from msa_jax.typing import Float, Int
 
 _ENDED = -1
 
@@ -84,7 +84,14 @@ class Speller:
         finished: whether the end or `stop` is complete.
     """
 
-    def __init__(self, table: NameTable, end: Sequence[int], stop: Sequence[int], max_names: int):
+    def __init__(
+        self,
+        table: NameTable,
+        end: Sequence[int],
+        stop: Sequence[int],
+        max_names: int,
+        log_weights: Float[np.ndarray, " n"] | None = None,
+    ):
         """Starts at the first token.
 
         Args:
@@ -92,12 +99,15 @@ class Speller:
             end: tokens after the last name.
             stop: tokens in place of names.
             max_names: most documents to name.
+            log_weights: how probable each document of the table is, up to a factor; None if all
+                that counts is what may be named.
         """
         self.named: list[int] = []
         self.finished = False
         self._ids, self._columns = table.ids, table.columns
         self._end, self._stop = list(end), list(stop)
         self._max_names = max_names
+        self._log_weights = log_weights
         self._used: list[int] = []  # Where in the table the documents named so far are.
         self._begin()
 
@@ -107,6 +117,29 @@ class Speller:
         if self._closing is not None:
             tokens = np.union1d(tokens, self._closing[self._depth])
         return tokens
+
+    def biases(self) -> Float[np.ndarray, " n"] | None:
+        """What to add to the logits of the tokens that may come next; None without weights.
+
+        That is the logarithm of a token's share in the weight of the documents that can still be
+        named here, so that the biases of a whole name add up to the logarithm of its own share. A
+        token that only closes the round has the share of an average one: weights say which
+        document is named, not whether one is.
+        """
+        if self._log_weights is None:
+            return None
+        allowed = self.allowed()
+        if len(allowed) == 1:
+            return np.zeros(1)
+        weights = self._log_weights.copy()
+        weights[self._used] = -np.inf
+        tokens, starts = self._branches()
+        shares = np.logaddexp.reduceat(weights[self._low : self._high], starts)
+        shares -= np.logaddexp.reduce(shares)
+        is_open = shares > -np.inf
+        biases = np.full(len(allowed), -np.log(is_open.sum()))
+        biases[np.searchsorted(allowed, tokens[is_open])] = shares[is_open]
+        return biases
 
     def advance(self, token: int) -> None:
         """Adds an allowed token.
@@ -154,12 +187,17 @@ class Speller:
         """Tokens that lead to a name that is not used yet, ascending."""
         if self._low == self._high:
             return np.zeros(0, np.int32)
-        column = self._columns[self._depth, self._low : self._high]
-        changes = 1 + np.flatnonzero(np.diff(column))
-        starts, stops = np.append(0, changes), np.append(changes, len(column))
+        tokens, starts = self._branches()
+        stops = np.append(starts[1:], self._high - self._low)
         used = np.array(self._used, int) - self._low
         num_used = np.searchsorted(used, stops) - np.searchsorted(used, starts)
-        return column[starts[num_used < stops - starts]]
+        return tokens[num_used < stops - starts]
+
+    def _branches(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Next tokens of the names in the range, ascending, and where in it those of each begin."""
+        column = self._columns[self._depth, self._low : self._high]
+        starts = np.append(0, 1 + np.flatnonzero(np.diff(column)))
+        return column[starts], starts
 
 
 def _as_columns(names: Sequence[np.ndarray]) -> Int[np.ndarray, "W n"]:

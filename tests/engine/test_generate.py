@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from msa_jax.engine.decoding import choose
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.memory.placement import place_memory
@@ -182,6 +183,22 @@ def test_the_likeliest_of_the_allowed_tokens_is_chosen(call, generator, memory):
     logits = logits_of(call, [(PROMPTS[0], 1)])[0, -1]
     assert chosen == [allowed[0][logits[allowed[0]].argmax()], None, 12]
     assert session.choose([None, None, None]) == [None] * 3
+
+
+def test_biases_count_as_logits(generator, memory):
+    """Just too little for the least likely token in one row, just enough in another."""
+    session = generator.start([prompt(own) for own in PROMPTS], memory)
+    allowed = np.array([3, 9, 30])
+    logits = session.logits[:, allowed]
+    best, worst = logits.argmax(axis=-1), logits.argmin(axis=-1)
+    margins = np.ptp(logits, axis=-1)
+    assert session.choose([allowed] * 3) == allowed[best].tolist()
+    num_programs = choose._cache_size()
+    biases = [np.zeros(3), None, np.zeros(3)]
+    biases[0][worst[0]], biases[2][worst[2]] = margins[0] - 1e-3, margins[2] + 1e-3
+    expected = [allowed[best[0]], allowed[best[1]], allowed[worst[2]]]
+    assert session.choose([allowed] * 3, biases) == expected
+    assert choose._cache_size() == num_programs
 
 
 def test_documents_that_a_mask_leaves_out_are_not_routed_to(generator, memory):

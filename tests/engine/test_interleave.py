@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from msa_jax.config import ConfigError, MemoryConfig
 from msa_jax.core.segments import PADDING
-from msa_jax.data.examples import Source, build_example
+from msa_jax.data.examples import Asked, Source, build_examples
 from msa_jax.data.records import Question
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
@@ -37,9 +38,10 @@ class Scripted:
     answer.
     """
 
-    def __init__(self, scripts, routed=ALL_SLOTS):
+    def __init__(self, scripts, routed=ALL_SLOTS, scores=0.0):
         self.scripts = scripts
         self.routed = np.array(routed)
+        self.scores = scores
         self.sessions = []
         self.originals_read = []
 
@@ -59,14 +61,20 @@ class ScriptedSession:
         self.scripts = [generator.script_of(prompt) for prompt in prompts]
         self.written = [[] for _ in prompts]
         self.finished = set()
+        self.choices = []  # Factor of each token that was allowed, by its text.
         slots = np.broadcast_to(generator.routed, (2, len(prompts), len(generator.routed)))
-        self.routing = Routing(np.zeros(slots.shape, np.float32), slots)
+        scores = np.broadcast_to(np.float32(generator.scores), slots.shape)
+        self.routing = Routing(scores, slots)
 
     def extend(self, tokens):
         for own, more in zip(self.written, tokens, strict=True):
             own += [int(token) for token in more]
 
-    def choose(self, allowed):
+    def choose(self, allowed, biases):
+        for own, bias in zip(allowed, biases, strict=True):
+            if bias is not None:
+                texts = [TOKENIZER.decode([token]) for token in own]
+                self.choices.append(dict(zip(texts, np.exp(bias), strict=True)))
         return [None if own is None else self._next(row, own) for row, own in enumerate(allowed)]
 
     def _next(self, row, allowed):
@@ -139,7 +147,8 @@ def test_tokens_are_those_of_training(question):
     hops = [[Source(doc_id, original(doc_id)) for doc_id in hop] for hop in names]
     record = Question("q", question, (answer,), ())
     for step in [*range(len(names)), None]:
-        example = build_example(BUILDER, record, hops, step, 1000).active
+        examples = build_examples(BUILDER, [Asked(record, hops, step)], 1000)
+        example = jax.tree.map(lambda leaf: leaf[0], examples.active)
         total = int((example.doc_ids != PADDING).sum())
         session = generator.sessions[len(names) if step is None else step]
         row = [question in TOKENIZER.decode(p.tokens) for p in session.prompts].index(True)
@@ -225,6 +234,29 @@ def test_what_was_not_attended_to_cannot_be_named():
     assert answers[0].rounds[0].ids[0, -1] == 7
 
 
+def test_routers_count_as_a_softmax_of_their_mean_scores():
+    """Of those attended to: 7 is listed too far down."""
+    top_k = BUILDER.memory.top_k_docs
+    slots = [0, 2, 3, *[4] * (top_k - 3), 1]
+    scores = np.zeros((2, 1, len(slots)))
+    scores[:, 0, :3] = [[0.9, 0.7, 0.1], [0.5, 0.1, 0.3]]
+    scripts = {"Which?": ([[120, 41]], "x")}
+    generator = Scripted(scripts, slots, scores)
+    ask(scripts, InterleaveConfig(max_rounds=1, router_temperature=0.2), generator=generator)
+    of_41, of_12, of_120, of_9 = np.exp(np.array([0.7, 0.4, 0.2, 0.0]) / 0.2)
+    ones = of_12 + of_120
+    first, second = ones + of_41 + of_9, of_12 + of_41 + of_9
+    expected = [
+        {"[": 1, BUILDER.template.stop: 1},
+        {"1": ones / first, "4": of_41 / first, "9": of_9 / first},
+        {"]": of_12 / ones, "0": of_120 / ones},
+        {"[": 1, BUILDER.template.retrieved_end: 1},
+        {"1": of_12 / second, "4": of_41 / second, "9": of_9 / second},
+        {"[": 1, BUILDER.template.retrieved_end: 1},
+    ]
+    assert generator.sessions[0].choices == [pytest.approx(shares) for shares in expected]
+
+
 def test_any_document_that_exists_can_be_named():
     scripts = {"Which?": ([[7]], "x")}
     table = NameTable(BUILDER, IDS.tolist())
@@ -260,8 +292,16 @@ def test_no_questions_give_no_answers():
         ("max_rounds", -1, "max_rounds must be a whole number from 0 on"),
         ("max_documents", 0, "max_documents must be a whole number from 1 on"),
         ("constrain", "any", "constrain must be one of routed, existing"),
+        ("router_temperature", 0, "router_temperature must be a positive number or None, not 0"),
+        ("router_temperature", float("nan"), "router_temperature must be a positive .* not nan"),
+        ("router_temperature", float("inf"), "router_temperature must be a positive .* not inf"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(field, value, message):
     with pytest.raises(ConfigError, match=message):
         InterleaveConfig(**{field: value})
+
+
+def test_routers_count_only_among_what_they_chose():
+    with pytest.raises(ConfigError, match="router_temperature must be None with constrain='exist"):
+        InterleaveConfig(constrain="existing", router_temperature=0.1)

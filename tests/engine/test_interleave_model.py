@@ -1,5 +1,7 @@
 """Memory Interleave with a small random model: batches, and parity with the training forward."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from msa_jax.data.templates import TEMPLATES, Piece, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.generate import Generator, Session
 from msa_jax.engine.interleave import InterleaveConfig, Library, interleave
+from msa_jax.engine.ranking import rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.memory.placement import place_memory
 from msa_jax.modules.transformer import Transformer
@@ -68,10 +71,10 @@ def originals(ids):
     return [TOKENIZER.encode(TEXTS[IDS.tolist().index(doc_id)]) for doc_id in ids]
 
 
-def ask(generator, builder, memory, questions, temperature=0.0):
+def ask(generator, builder, memory, questions, temperature=0.0, config=CONFIG):
     library = Library(memory, lambda slots: IDS[slots], originals)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, temperature=temperature, top_p=0.95, seed=1)
-    return interleave(generator, builder, library, questions, CONFIG, sampling)
+    return interleave(generator, builder, library, questions, config, sampling)
 
 
 def outcome(conversation):
@@ -86,6 +89,43 @@ def test_a_batch_gives_what_each_question_gives_alone(generator, builder, memory
     for question, conversation in zip(QUESTIONS, together, strict=True):
         (alone,) = ask(generator, builder, memory, [question], temperature=1.5)
         assert outcome(alone) == outcome(conversation)
+
+
+def with_routers(temperature):
+    return dataclasses.replace(CONFIG, router_temperature=temperature)
+
+
+def test_cold_routers_alone_decide_which_documents_are_named(generator, builder, memory):
+    named = ask(generator, builder, memory, QUESTIONS, 1.5, with_routers(1e-4))
+    rounds = [one for conversation in named for one in conversation.rounds if one.named]
+    assert len(rounds) > 1
+    for one in rounds:
+        ranking = rank_documents(one.ids, one.scores)[0].tolist()
+        assert list(one.named) == ranking[: len(one.named)]
+    by_the_model = ask(generator, builder, memory, QUESTIONS, 1.5)
+    assert [outcome(one) for one in by_the_model] != [outcome(one) for one in named]
+
+
+def test_a_batch_gives_the_same_when_the_routers_count(generator, builder, memory):
+    config = with_routers(0.3)
+    together = ask(generator, builder, memory, QUESTIONS, 1.5, config)
+    for question, conversation in zip(QUESTIONS, together, strict=True):
+        (alone,) = ask(generator, builder, memory, [question], 1.5, config)
+        assert outcome(alone) == outcome(conversation)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_scores_do_not_count_by_default(generator, builder, memory, monkeypatch, temperature):
+    expected = ask(generator, builder, memory, QUESTIONS, temperature)
+    routing_of = Session.routing.fget
+
+    def changed(session):
+        routing = routing_of(session)
+        return dataclasses.replace(routing, top_scores=-100 * routing.top_scores)
+
+    monkeypatch.setattr(Session, "routing", property(changed))
+    ours = ask(generator, builder, memory, QUESTIONS, temperature)
+    assert [outcome(one) for one in ours] == [outcome(one) for one in expected]
 
 
 def test_the_same_question_twice_is_drawn_twice(generator, builder, memory):

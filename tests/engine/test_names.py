@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from msa_jax.config import ConfigError, MemoryConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.decoding import choose
 from msa_jax.engine.names import NameTable, Speller
+from msa_jax.engine.sampling import Sampler, SamplingConfig
 
 TOKENIZERS = ("digit by digit", "several digits a token")
 
@@ -42,6 +44,9 @@ def builder_of(kind, **changes):
     template = dataclasses.replace(TEMPLATES["plain"], **changes)
     head_len = len(tokenizer.encode_template(template.head))
     return PromptBuilder(template, tokenizer, MemoryConfig(head_len=head_len))
+
+
+DIGITS = builder_of(TOKENIZERS[0])
 
 
 def ends_of(builder):
@@ -96,6 +101,114 @@ def test_a_changed_table_is_that_of_its_documents(kind, changes):
         width = len(fresh.columns)
         np.testing.assert_array_equal(table.columns[:width], fresh.columns)
         assert (table.columns[width:] == -1).all()
+
+
+# Weights.
+
+
+def weighted(builder, log_weight_of, max_names=1):
+    """A round over documents, by id, with the logarithms of their weights."""
+    table = NameTable(builder, list(log_weight_of))
+    log_weights = np.array([log_weight_of[doc_id] for doc_id in table.ids], np.float64)
+    return Speller(table, *ends_of(builder), max_names, log_weights)
+
+
+def spell(speller, tokens):
+    """Adds tokens; returns the sum of their biases."""
+    total = 0.0
+    for token in tokens:
+        total += speller.biases()[speller.allowed().tolist().index(token)]
+        speller.advance(token)
+    return total
+
+
+def likeliest(speller, logit_of):
+    """The name that taking the likeliest token at each step leads to; other logits are 0."""
+    logits = np.zeros((1, DIGITS.tokenizer.vocab_size), np.float32)
+    for text, logit in ({"[": 1.0} | logit_of).items():
+        logits[0, DIGITS.tokenizer.encode(text)] = logit
+    sampler = Sampler.create(SamplingConfig(), [0])
+    while not speller.named:
+        candidates, biases = speller.allowed()[None], speller.biases()[None].astype(np.float32)
+        _, (token,) = choose(logits, np.zeros(1, np.int32), sampler, candidates, biases)
+        speller.advance(int(token))
+    return speller.named[0]
+
+
+LOG_WEIGHTS = st.dictionaries(st.integers(1, 1300), st.floats(-1e4, 1e4), min_size=2, max_size=12)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=100, deadline=None)
+@given(log_weight_of=LOG_WEIGHTS, data=st.data())
+def test_with_equal_logits_each_name_is_as_probable_as_it_weighs(kind, log_weight_of, data):
+    """Of those that are not named yet, however far they are below those that are."""
+    builder = builder_of(kind)
+    earlier = data.draw(st.lists(st.sampled_from(list(log_weight_of)), max_size=3, unique=True))
+    rest = {i: weight for i, weight in log_weight_of.items() if i not in earlier}
+    total = np.logaddexp.reduce(list(rest.values()) or [0.0])
+    log_probabilities = []
+    for doc_id, name in zip(rest, builder.names(list(rest)), strict=True):
+        speller = weighted(builder, log_weight_of, max_names=4)
+        spell(speller, [token for name in builder.names(earlier) for token in name])
+        assert speller.named == earlier
+        log_probabilities.append(spell(speller, name))
+        assert log_probabilities[-1] == pytest.approx(rest[doc_id] - total, abs=1e-6)
+    assert not rest or np.exp(log_probabilities).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=100, deadline=None)
+@given(ids=st.lists(st.integers(1, 1300), min_size=1, max_size=8, unique=True), data=st.data())
+def test_weights_neither_end_a_round_nor_prolong_it(kind, ids, data):
+    """What closes it has an average bias, in every state on a random way to the end."""
+    builder = builder_of(kind)
+    heavy = dict(zip(ids, data.draw(st.tuples(*(st.floats(-9, 9) for _ in ids))), strict=True))
+    speller, plain = weighted(builder, heavy, 2), weighted(builder, dict.fromkeys(ids, 0.0), 2)
+    spelled = []  # Of the name that is under way.
+    while not speller.finished:
+        allowed, biases = speller.allowed(), speller.biases()
+        at = len(spelled)
+        left = [i for i in ids if i not in speller.named] if len(speller.named) < 2 else []
+        names = [name.tolist() for name in builder.names(left)]
+        of_names = np.isin(allowed, [name[at] for name in names if name[:at] == spelled])
+        assert np.exp(biases[of_names]).sum() == pytest.approx(float(of_names.any()))
+        num_names = max(of_names.sum(), 1)
+        np.testing.assert_allclose(biases[~of_names], -np.log(num_names), atol=1e-12)
+        np.testing.assert_array_equal(plain.biases()[~of_names], biases[~of_names])
+        spelled.append(data.draw(st.sampled_from(allowed.tolist())))
+        named = len(speller.named)
+        speller.advance(spelled[-1])
+        plain.advance(spelled[-1])
+        spelled = spelled if len(speller.named) == named else []
+
+
+def test_the_heaviest_is_named_when_the_model_has_no_preference():
+    for heavy in (12, 34, 135, 139):
+        assert likeliest(weighted(DIGITS, {12: 0, 34: 0, 135: 0, 139: 0} | {heavy: 3}), {}) == heavy
+
+
+def test_the_model_wins_where_its_margin_is_the_larger():
+    log_weight_of = {12: 2.0, 34: 0.0, 35: -3.0}
+    margin = 2.0 - np.logaddexp(0, -3)
+    for less, expected in ((-0.01, 12), (0.01, 34)):
+        assert likeliest(weighted(DIGITS, log_weight_of), {"3": margin + less}) == expected
+    logit_of = {"3": margin + 0.01, "5": 3.01}
+    assert likeliest(weighted(DIGITS, log_weight_of), logit_of) == 35
+
+
+def test_equal_weights_below_equal_branches_are_no_preference():
+    speller = weighted(DIGITS, dict.fromkeys((12, 13, 34, 35), 7.0))
+    for token in DIGITS.names([34])[0][:3]:
+        assert len(speller.biases()) == 2 and np.ptp(speller.biases()) == 0
+        speller.advance(token)
+
+
+def test_without_weights_there_are_no_biases():
+    assert Speller(NameTable(DIGITS, [12, 34]), *ends_of(DIGITS), 1).biases() is None
+
+
+# Tables that change, and what cannot be spelled.
 
 
 def test_a_round_is_not_disturbed_by_changes_of_the_table():

@@ -93,14 +93,16 @@ def test_settings_that_make_no_sense_are_refused(field, value, message):
         st.sampled_from([0.0, -3.0, 50.0, np.inf, -np.inf, np.nan]), min_size=6, max_size=6
     ),
     allowed=st.sets(st.integers(0, 5), min_size=1, max_size=4),
+    bias=st.sampled_from([0.0, 4.0, -1e4, -np.inf]),
 )
-def test_only_an_allowed_token_is_chosen_whatever_the_logits(temperature, logits, allowed):
+def test_only_an_allowed_token_is_chosen_whatever_the_logits(temperature, logits, allowed, bias):
     config = SamplingConfig(temperature=temperature, top_p=0.9)
     candidates = np.full((2, 4), -1, np.int32)
     candidates[0, : len(allowed)] = sorted(allowed)
     logits = np.array([logits] * 2, np.float32)
+    biases = np.array([[bias, 0, 0, 0]] * 2, np.float32)
     drawn, tokens = choose(
-        logits, np.zeros(2, np.int32), Sampler.create(config, [0, 0]), candidates
+        logits, np.zeros(2, np.int32), Sampler.create(config, [0, 0]), candidates, biases
     )
     assert int(tokens[0]) in allowed and int(tokens[1]) == -1
     assert drawn.tolist() == [1, 0]
