@@ -90,8 +90,8 @@ class MemoryConfig:
 
     def __post_init__(self):
         _require_positive(self, "pooling_kernel_size", "top_k_docs")
-        _require_choice(self, "router_similarity", ROUTER_SIMILARITIES)
-        _require_choice(self, "router_init", ROUTER_INITS)
+        require_choice(self, "router_similarity", ROUTER_SIMILARITIES)
+        require_choice(self, "router_init", ROUTER_INITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,8 @@ class ModelConfig:
             *("vocab_size", "num_layers", "embed_dim", "hidden_dim"),
             *("num_heads", "num_kv_heads", "head_dim"),
         )
-        _require_choice(self, "dtype", ("bfloat16", "float32"))
-        _require_choice(self, "remat", REMAT)
+        require_choice(self, "dtype", ("bfloat16", "float32"))
+        require_choice(self, "remat", REMAT)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
@@ -186,7 +186,12 @@ def _require_positive(config: Any, *names: str) -> None:
             raise ConfigError(f"{name} must be a positive whole number, not {value!r}.")
 
 
-def _require_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def require_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Refuses a field that is none of the choices.
+
+    Raises:
+        ConfigError: naming the field and the choices.
+    """
     value = getattr(config, name)
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")

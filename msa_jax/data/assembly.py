@@ -33,7 +33,9 @@ class GroupAssembler:
         """
         self._dataset, self._shape = dataset, shape
         self._sources = list(dataset.sources.values())
-        fraction = dataset.data.answer_fraction
+        fraction = shape.answer_fraction
+        if fraction is None:
+            fraction = dataset.data.answer_fraction
         self._answer_fractions = [
             fraction if name in dataset.answered else 0.0 for name in dataset.sources
         ]
@@ -110,9 +112,8 @@ class GroupAssembler:
         """Builds the neediest examples, so that no run fails halfway at one of them."""
         largest_ids = defaultdict(lambda: self._dataset.data.id_space - 1)
         asked = self._shape.mixture or self._dataset.sources
-        fractions = dict(zip(self._dataset.sources, self._answer_fractions, strict=True))
-        for name, source in self._dataset.sources.items():
-            fraction = fractions[name]
+        sources = self._dataset.sources.items()
+        for (name, source), fraction in zip(sources, self._answer_fractions, strict=True):
             if name in asked and isinstance(source, GivenQueries):
                 needy = [self._asked(*x, largest_ids) for x in _neediest(source, fraction > 0)]
                 build_examples(self._dataset.builder, needy, self._shape.active_tokens)

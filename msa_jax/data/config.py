@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from msa_jax.config import ConfigError, from_mapping
+from msa_jax.config import ConfigError, from_mapping, require_choice
 from msa_jax.data.templates import TEMPLATES
 
 QUERIES = ("given", "synthetic", "chains")
@@ -49,8 +49,8 @@ class SourceConfig:
     queries_per_document: int = 1
 
     def __post_init__(self):
-        _require_choice(self, "queries", QUERIES)
-        _require_choice(self, "hops", HOPS)
+        require_choice(self, "queries", QUERIES)
+        require_choice(self, "hops", HOPS)
         require_at_least(self, queries_per_document=1)
         if not self.documents:
             raise ConfigError("documents must name a JSON Lines file, or several.")
@@ -146,6 +146,7 @@ class BatchShape:
         active_tokens: T, tokens of a question with its context and targets.
         mixture: weight of each source that gives questions; None for the number of its questions.
         cluster: questions that come together because they are neighbours in their source.
+        answer_fraction: in place of that of the data.
     """
 
     groups: int
@@ -154,6 +155,7 @@ class BatchShape:
     active_tokens: int
     mixture: Mapping[str, float] | None = None
     cluster: int = 1
+    answer_fraction: float | None = None
 
     def __post_init__(self):
         names = ("groups", "queries_per_group", "memory_tokens", "active_tokens", "cluster")
@@ -177,12 +179,6 @@ def require_at_least(config: Any, **minima: int) -> None:
             raise ConfigError(
                 f"{name} must be a whole number of at least {minimum}, not {value!r}."
             )
-
-
-def _require_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
 
 
 def _source_configs(sources: Mapping[str, Any] | None) -> dict[str, SourceConfig] | None:

@@ -181,14 +181,11 @@ class _Run:
             stage.active_tokens,
             stage.mixture,
             stage.cluster,
+            stage.answer_fraction,
         )
-        dataset = self._dataset
-        if stage.answer_fraction is not None:
-            data = dataclasses.replace(dataset.data, answer_fraction=stage.answer_fraction)
-            dataset = dataclasses.replace(dataset, data=data)
         # Another seed per stage, so that a stage does not begin with its predecessor's examples.
         seed = self._config.seed + index
-        return training_iterator(dataset, shape, seed, *group_share(self._mesh, stage.groups))
+        return training_iterator(self._dataset, shape, seed, *group_share(self._mesh, stage.groups))
 
     def _restore(self, position: Position, program: StageProgram, iterator: Any) -> TrainState:
         self._step = position.step

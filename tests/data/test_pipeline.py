@@ -50,6 +50,17 @@ def batches(dataset):
     return [next(iterator) for _ in range(12)]
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_a_shape_can_have_its_own_share_of_answers(dataset, batches, fraction):
+    """In place of the data's, with which some samples train the answer and some do not."""
+    asked = np.concatenate([batch.answer_mask.any(axis=-1).ravel() for batch in batches])
+    assert 0 < asked.mean() < 1
+    shape = dataclasses.replace(SHAPE, answer_fraction=fraction)
+    iterator = training_iterator(dataset, shape, seed=5)
+    own = np.concatenate([next(iterator).answer_mask.any(axis=-1).ravel() for _ in range(12)])
+    assert own.any() == (fraction > 0) and own.mean() >= fraction * asked.mean()
+
+
 def groups_of(batch):
     return [jax.tree.map(lambda leaf, g=g: leaf[g], batch) for g in range(len(batch.targets))]
 
