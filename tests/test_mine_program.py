@@ -5,7 +5,13 @@ import sys
 import pytest
 
 from msa_jax import mine as program
-from msa_jax.data.records import Question, read_questions, write_documents, write_questions
+from msa_jax.data.records import (
+    Document,
+    Question,
+    read_questions,
+    write_documents,
+    write_questions,
+)
 from tests.engine.banks import numbered, save_model
 
 QUESTIONS = [
@@ -57,6 +63,26 @@ def test_bm25(run, files, tmp_path):
     assert code == 0, err
     assert out.startswith("2 questions with 2.0 negatives each")
     check(tmp_path / "m.jsonl", ["q0", "q1"], 2)
+
+
+def test_queries_made_of_documents(run, files, tmp_path):
+    pytest.importorskip("bm25s")
+    long = Document("long", "So it goes on and on. " * 20)
+    documents = [*numbered(9), long]
+    write_documents(tmp_path / "d.jsonl", documents)
+    flags = {"queries": "synthetic", "documents": tmp_path / "d.jsonl", "to": tmp_path / "m.jsonl"}
+    code, out, err = run(negatives=3, max_words=50, **flags)
+    assert code == 0, err
+    assert out.startswith("9 questions with 3.0 negatives each")
+    mined = read_questions(tmp_path / "m.jsonl")
+    assert {x.positive_ids for x in mined} == {(document.id,) for document in documents[:-1]}
+    for question in mined:
+        (own,) = (document for document in documents if document.id in question.positive_ids)
+        assert set(question.question.lower().split()) & set(own.text.lower().split())
+        assert own.id not in question.negative_ids
+    again = tmp_path / "again.jsonl"
+    run(negatives=3, max_words=50, **(flags | {"to": again}))
+    assert again.read_text() == (tmp_path / "m.jsonl").read_text()
 
 
 def test_router(run, files, tmp_path):

@@ -15,29 +15,37 @@ def masked_attention(
     keys: Float[Array, "*batch A K H"],
     values: Float[Array, "*batch A K H"],
     mask: Bool[Array, "*batch T A"],
+    is_causal: bool = False,
 ) -> Float[Array, "*batch T N H"]:
     """Grouped-query attention with softmax in float32.
 
     A token that sees nothing (padding) gets some finite value, never NaN. Scores of long sequences
-    are never held all at once.
+    are never held all at once. `is_causal` says that `mask` shows no token those after it, so that
+    a kernel may leave them out.
     """
     batch = queries.shape[:-3]
     queries, keys, values = (x.reshape(-1, *x.shape[-3:]) for x in (queries, keys, values))
     mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    length, num_keys = mask.shape[-2:]
+    in_blocks = length % _QUERY_BLOCK == 0 and length * num_keys > _MAX_SCORES
 
     def attend(block: tuple[Array, Array]) -> Array:
         queries, mask = block
         fused = _has_fused_kernel(queries) and queries.shape[1] % 2 == keys.shape[1] % 2 == 0
         return jax.nn.dot_product_attention(
-            queries, keys, values, mask=mask, implementation="cudnn" if fused else None
+            queries,
+            keys,
+            values,
+            mask=mask,
+            is_causal=is_causal and fused and not in_blocks,
+            implementation="cudnn" if fused else None,
         )
 
-    length, num_keys = mask.shape[-2:]
-    if length % _QUERY_BLOCK or length * num_keys <= _MAX_SCORES:
-        out = attend((queries, mask))
-    else:
+    if in_blocks:
         blocks = (_blocks(queries, axis=1), _blocks(mask, axis=2))
         out = jnp.moveaxis(jax.lax.map(attend, blocks), 0, 1).reshape(queries.shape)
+    else:
+        out = attend((queries, mask))
     return out.reshape(*batch, *out.shape[1:])
 
 

@@ -48,7 +48,13 @@ class Passages(Sequence[Passage]):
         by_title: where each document begins, by its title if no other document has it.
     """
 
-    def __init__(self, documents: Sequence[Document], parts: PartTable, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        parts: PartTable,
+        tokenizer: Tokenizer | None = None,
+    ):
+        """`tokenizer` is needed only if some document has several parts."""
         documents = sorted(
             (document for document in documents if document.text.strip()),
             key=lambda document: document.title,
@@ -60,7 +66,8 @@ class Passages(Sequence[Passage]):
         self.by_title: dict[str, int] = {}
         self._passages: list[Passage] = []
         split = [part for x in documents if len(parts.of[x.id]) > 1 for part in parts.of[x.id]]
-        texts = dict(zip(split, tokenizer.decode_batch([parts[x] for x in split]), strict=True))
+        decoded = tokenizer.decode_batch([parts[x] for x in split]) if split else []
+        texts = dict(zip(split, decoded, strict=True))
         for document in documents:
             is_named = bool(document.title) and titles[document.title] == 1
             if is_named:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from msa_jax.data.cloze import make_cloze
+from msa_jax.data.parts import PartTable
 from msa_jax.data.passages import Passage, Passages
 from msa_jax.data.queries import Query
-from msa_jax.data.records import Question
+from msa_jax.data.records import Document, Question
 from msa_jax.data.words import STOPWORDS, WORD
 
 _WINDOW_WORDS = (6, 20)
@@ -36,6 +40,24 @@ class SyntheticQueries:
         if passage.title and make is not _title and not self._passages.is_specific(text):
             text = f"{passage.title}: {text}" if rng.random() < 0.5 else f"{text} {passage.title}"
         return Query(Question(f"{self._name}/{index}", text, answers), [[passage.part]])
+
+
+def questions_about(documents: Sequence[Document], max_words: int, seed: int = 0) -> list[Question]:
+    """One query for each document that has text, with that document as its positive.
+
+    Documents of more than `max_words` words are not asked about: training may split them, and
+    which part is meant nobody would know.
+    """
+    short = [document for document in documents if len(document.text.split()) <= max_words]
+    nothing = np.zeros(0, np.int32)
+    whole = {document.id: range(part, part + 1) for part, document in enumerate(short)}
+    passages = Passages(short, PartTable([nothing] * len(short), whole))
+    queries, rng = SyntheticQueries("made", passages), random.Random(seed)
+    drawn = (queries.draw(index, rng) for index in range(len(queries)))
+    return [
+        dataclasses.replace(query.question, positive_ids=(short[query.hops[0][0]].id,))
+        for query in drawn
+    ]
 
 
 _Made = tuple[str, tuple[str, ...]]

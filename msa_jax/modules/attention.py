@@ -18,6 +18,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from msa_jax.config import MemoryConfig
 from msa_jax.core import attention, pooling, rope, routing, segments
@@ -35,6 +36,10 @@ from msa_jax.modules.state import (
     Routing,
 )
 from msa_jax.typing import Array, Float, Int
+
+# Name of what is kept for the backward pass in place of the products that it is made of, unless
+# `ModelConfig.remat` is "all".
+KEPT = "kept"
 
 
 class RouterProjector(nn.Module):
@@ -162,7 +167,7 @@ class MemorySparseAttention(nn.Module):
         if one_per_row:
             return self.o_proj(attention.causal_attention(*projected))
         mask = segments.document_mask(memory_segments.doc_ids)
-        return self.o_proj(attention.masked_attention(*projected, mask))
+        return self.o_proj(attention.masked_attention(*projected, mask, is_causal=True))
 
     def attend(
         self,
@@ -232,8 +237,11 @@ class MemorySparseAttention(nn.Module):
         queries, keys, values = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries = rope.apply_rope(queries, positions, self.rope_theta)
-        return queries, rope.apply_rope(keys, positions, self.rope_theta), values
+        queries, keys = (
+            checkpoint_name(rope.apply_rope(x, positions, self.rope_theta), KEPT)
+            for x in (queries, keys)
+        )
+        return queries, keys, values
 
     def _pool(self, x, keys, values, memory_segments, similarity) -> LayerMemory:
         valid = memory_segments.doc_ids > 0

@@ -17,12 +17,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from msa_jax.config import ModelConfig
 from msa_jax.core import segments
 from msa_jax.core.index import MemoryIndex
 from msa_jax.core.segments import Segments, TokenBlock
-from msa_jax.modules.attention import MemorySparseAttention, index_rows
+from msa_jax.modules.attention import KEPT, MemorySparseAttention, index_rows
 from msa_jax.modules.layers import Embedder, GatedMLP, RMSNorm, Unembedder
 from msa_jax.modules.state import (
     Cache,
@@ -138,7 +139,7 @@ class DecoderLayer(nn.Module):
                 layer.number,
                 self.search_docs,
             )
-            active = self._feed_forward(active + out)
+            active = self._feed_forward(checkpoint_name(active + out, KEPT))
         outputs = _LayerOutput(
             memory=layer_memory if "memory" in self.keep else None,
             cache=cache if "cache" in self.keep else None,
@@ -153,8 +154,8 @@ class DecoderLayer(nn.Module):
             normed, memory_segments, self.similarity
         )
         if self.update_documents:
-            x = x + self.attention.attend_documents(projected, memory_segments, self.one_per_row)
-            x = self._feed_forward(x)
+            out = self.attention.attend_documents(projected, memory_segments, self.one_per_row)
+            x = self._feed_forward(checkpoint_name(x + out, KEPT))
         return x, layer_memory
 
     def _feed_forward(self, x):
@@ -205,9 +206,12 @@ class Transformer(nn.Module):
                 streams, outputs[name] = stack(streams, layers, shared)
             else:
                 layer = DecoderLayer(*settings, parent=None)
-                stack = (self.variables["params"][name], layers)
+                weights = _rounded(self.variables["params"][name], self.config.dtype)
+                stack = (weights, layers)
                 is_last = stop == self.config.num_layers
-                streams, outputs[name] = _scan(layer, stack, streams, shared, is_last)
+                is_training = caches is None and streams.active is not None
+                unroll = self.config.unroll_layers and is_training
+                streams, outputs[name] = _scan(layer, stack, streams, shared, is_last, unroll)
             routed_before += length if routed else 0
         return streams, outputs
 
@@ -347,6 +351,7 @@ def _scan(
     streams: _Streams,
     shared: _Shared,
     is_last: bool,
+    unroll: bool,
 ) -> tuple[_Streams, _LayerOutput]:
     """Runs a stack of layers; `is_last` says that it ends with the model's last layer."""
 
@@ -363,20 +368,31 @@ def _scan(
         return jax.checkpoint(partial(step, layer), prevent_cse=False, policy=policy)
 
     if not is_last or streams.memory is None or "inputs" in layer.keep:
-        return jax.lax.scan(run(layer), streams, stack)
+        return jax.lax.scan(run(layer), streams, stack, unroll=unroll)
     # Nobody reads the documents after the last layer, which therefore runs by itself.
     most, last = (jax.tree.map(lambda x, at=at: x[at], stack) for at in (slice(-1), -1))
-    streams, outputs = jax.lax.scan(run(layer), streams, most)
+    streams, outputs = jax.lax.scan(run(layer), streams, most, unroll=unroll)
     streams, output = run(layer.clone(update_documents=False))(streams, last)
     outputs = jax.tree.map(lambda x, own: jnp.concatenate([x, own[None]]), outputs, output)
     return streams, outputs
 
 
+def _rounded(params: PyTree, dtype: str) -> PyTree:
+    """Weights of linear layers in the compute type, all at once: no product has to convert its."""
+
+    def round_weight(path: tuple, x: Array) -> Array:
+        return x.astype(dtype) if path[-1].key in ("kernel", "bias") else x
+
+    return jax.tree_util.tree_map_with_path(round_weight, params)
+
+
 def _is_costly(primitive, *args, **params) -> bool:
-    """Products with weights, which have no batch dimensions, and attention kernels."""
+    """Products with weights, which have no batch dimensions, attention kernels, and named sums."""
     is_weight_product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return "dot_product_attention" in primitive.name or is_weight_product(
-        primitive, *args, **params
+    return (
+        params.get("name") == KEPT
+        or "dot_product_attention" in primitive.name
+        or is_weight_product(primitive, *args, **params)
     )
 
 

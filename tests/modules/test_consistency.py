@@ -233,6 +233,14 @@ def test_recomputation_changes_neither_values_nor_gradients(tiny):
     jax.tree.map(assert_close, most, kept)
 
 
+def test_layers_one_after_another_train_like_a_loop_of_them(tiny):
+    looped, unrolled = (
+        loss_and_gradients(model_config(unroll_layers=unroll, remat="cheap"), tiny.params)
+        for unroll in (False, True)
+    )
+    jax.tree.map(assert_close, unrolled, looped)
+
+
 def test_bfloat16_computes_close_to_float32_with_float32_parameters(tiny):
     config = model_config(dtype="bfloat16")
     out = compiled(config, tiny.params)(MEMORY, ACTIVE, num_documents=NUM_DOCUMENTS)
