@@ -8,6 +8,7 @@ from msa_jax.typing import Array, Bool, Float
 # Scores per head that are held at once; more are computed for so many queries at a time.
 _MAX_SCORES = 1 << 22
 _QUERY_BLOCK = 512
+_MASKED = -1e30
 
 
 def masked_attention(
@@ -85,6 +86,29 @@ def sparse_attention(
         jnp.concatenate([pooled, own], axis=-3) for pooled, own in zip(context, local, strict=True)
     )
     return masked_attention(queries, keys, values, jnp.concatenate([context_mask, mask], axis=-1))
+
+
+def document_attention(
+    queries: Float[Array, "*batch N H"],
+    keys: Float[Array, "*batch X K H"],
+    mask: Bool[Array, "*batch X"],
+    num_documents: int,
+) -> Float[Array, "*batch k"]:
+    """The share that each of k documents has in a token's attention to them all, a mean over heads.
+
+    Args:
+        queries: of one token a sequence.
+        keys: of k documents with X / k slots each.
+        mask: which slots hold a chunk; without any, all shares are zero.
+        num_documents: k.
+    """
+    *batch, num_heads, head_dim = queries.shape
+    grouped = queries.reshape(*batch, keys.shape[-2], -1, head_dim)
+    scores = jnp.einsum("...kgh,...xkh->...kgx", grouped, keys, preferred_element_type=jnp.float32)
+    exists = mask[..., None, None, :]
+    weights = jax.nn.softmax(jnp.where(exists, scores * head_dim**-0.5, _MASKED), axis=-1)
+    shares = jnp.where(exists, weights, 0.0).sum(axis=(-3, -2)) / num_heads
+    return shares.reshape(*batch, num_documents, -1).sum(axis=-1)
 
 
 def _has_fused_kernel(queries: Array) -> bool:

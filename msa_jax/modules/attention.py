@@ -180,6 +180,7 @@ class MemorySparseAttention(nn.Module):
         similarity: str = "cosine",
         layer: Int[Array, ""] | None = None,
         search_docs: int = 0,
+        observed: Int[Array, "G B"] | None = None,
     ) -> tuple[Float[Array, "G B T D"], LayerCache, Routing | None]:
         """Attends from active tokens to chosen chunks and to the sequence so far.
 
@@ -196,6 +197,7 @@ class MemorySparseAttention(nn.Module):
                 out beforehand would copy it.
             search_docs: with a cache, how many documents to list (static) if more than top_k_docs;
                 `x` attends to the first top_k_docs in any case.
+            observed: a place in each sequence whose attention to the documents is wanted.
 
         Returns:
             Output, the cache with `x` and the context added, and what was routed to.
@@ -221,6 +223,10 @@ class MemorySparseAttention(nn.Module):
             attended = chosen.top_docs[..., : self.memory.top_k_docs]
             context = self._fetch(layer_memory.content, index, attended, layer)
             cache = dataclasses.replace(cache, context=context)
+            if observed is not None:
+                chosen = dataclasses.replace(
+                    chosen, attention=_observe(queries, observed, context, attended.shape[-1])
+                )
         local = (cache.keys, cache.values)
         if cache.context is None:
             out = attention.masked_attention(queries, *local, mask)
@@ -297,6 +303,12 @@ def index_rows(
 
 def _projection(num_heads: int, head_dim: int, use_bias: bool, dtype) -> nn.DenseGeneral:
     return nn.DenseGeneral((num_heads, head_dim), use_bias=use_bias, dtype=dtype)
+
+
+def _observe(queries, observed, context: Context, num_documents: int) -> Float[Array, "G B k"]:
+    """Shares of the chosen documents in the attention of one token of each sequence."""
+    own = jnp.take_along_axis(queries, observed[..., None, None, None], axis=2)[:, :, 0]
+    return attention.document_attention(own, context.keys, context.mask, num_documents)
 
 
 def _write(cached, new, start):

@@ -41,11 +41,14 @@ class Routing:
         top_scores: of the best documents, best first; -inf where there are fewer.
         top_docs: the best documents, zero-based; -1 where there are fewer.
         doc_scores: of all documents, differentiable, in training; None over a cache.
+        attention: share of each of the best documents in the attention of a token that was asked
+            about, differentiable.
     """
 
     top_scores: Float[Array, "*layers G B k"]
     top_docs: Int[Array, "*layers G B k"]
     doc_scores: Float[Array, "*layers G B M"] | None = None
+    attention: Float[Array, "*layers G B k"] | None = None
 
 
 @pytree

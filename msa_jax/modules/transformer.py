@@ -42,14 +42,19 @@ class TrainingOutput:
 
     Attributes:
         hidden: active hidden states after the final norm.
-        doc_scores: cosine score of every document in every router layer.
+        routing: of every router layer, with the scores of all documents.
         hidden_states: if asked for, `(memory, active)` inputs of each layer and, last, the final
             norm's output: `[L + 1, G, R, S, D]` and `[L + 1, G, B, T, D]`.
     """
 
     hidden: Float[Array, "G B T D"]
-    doc_scores: Float[Array, "L G B M"]
+    routing: Routing
     hidden_states: Any = None
+
+    @property
+    def doc_scores(self) -> Float[Array, "L G B M"]:
+        """Cosine score of every document in every router layer."""
+        return self.routing.doc_scores
 
 
 @pytree
@@ -83,6 +88,7 @@ class _Shared:
     index: MemoryIndex | None = None
     slots: CacheSlots | None = None
     memories: LayerMemory | None = None
+    observed: Int[Array, "G B"] | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -138,6 +144,7 @@ class DecoderLayer(nn.Module):
                 self.similarity,
                 layer.number,
                 self.search_docs,
+                shared.observed,
             )
             active = self._feed_forward(checkpoint_name(active + out, KEPT))
         outputs = _LayerOutput(
@@ -222,6 +229,7 @@ class Transformer(nn.Module):
         num_documents: int,
         keep_hidden_states: bool = False,
         max_document_chunks: int | None = None,
+        observed: Int[Array, "G B"] | None = None,
     ) -> TrainingOutput:
         """Training forward: every query routes over its group's documents and answers.
 
@@ -231,13 +239,14 @@ class Transformer(nn.Module):
             num_documents: M, at least the largest document number in `memory`.
             keep_hidden_states: also return the hidden states of every layer.
             max_document_chunks: chunks of the longest document, or more; a row's by default.
+            observed: a place in each query's tokens whose attention to documents is wanted.
         """
         if self.is_initializing():
             self.unembedding()  # Linen creates the untied projection only when it is used.
         index = self._index(memory, num_documents, max_document_chunks)
         streams, outputs = self._layers(
             _Streams(self.embedder(memory.tokens), self.embedder(active.tokens)),
-            _Shared(memory.segments, active.segments, index),
+            _Shared(memory.segments, active.segments, index, observed=observed),
             similarity="cosine",
             keep=("inputs",) if keep_hidden_states else (),
         )
@@ -249,8 +258,7 @@ class Transformer(nn.Module):
             last = jax.tree.map(lambda x: x[None], last)
             states = jax.tree.map(lambda *x: jnp.concatenate(x), *inputs, last)
             hidden_states = (states.memory, states.active)
-        routing = _stack(outputs, "routing")
-        return TrainingOutput(hidden, routing.doc_scores, hidden_states)
+        return TrainingOutput(hidden, _stack(outputs, "routing"), hidden_states)
 
     def encode(self, memory: TokenBlock, num_documents: int, one_per_row: bool = False) -> Memory:
         """Encodes `[G, R, S]` documents, each alone, into pooled arrays (stage 1).

@@ -19,7 +19,7 @@ _POSITIVE = (
 )
 _NON_NEGATIVE = (
     *("learning_rate", "router_learning_rate", "warmup_steps"),
-    *("lm_weight", "aux_weight", "answer_weight"),
+    *("lm_weight", "aux_weight", "answer_weight", "naming_weight"),
 )
 
 
@@ -48,6 +48,9 @@ class StageConfig:
         lm_weight: weight of the next-token loss. A loss of weight 0 is not computed.
         aux_weight: weight of the router loss.
         answer_weight: weight of the next-token loss over answer tokens only.
+        naming_weight: weight of the loss by which the token before an id attends to the documents
+            that are to be named, among those that a layer chose. An id is soon copied; which one to
+            copy is learnt late from the next-token loss alone.
         aux_loss: "decoupled" or "plain" InfoNCE.
         joint_weight: share of the router loss, in [0, 1], that is taken of the layers' mean score,
             by which the engine ranks documents; the rest is of each layer by itself.
@@ -79,6 +82,7 @@ class StageConfig:
     lm_weight: float = 1.0
     aux_weight: float = 0.1
     answer_weight: float = 0.0
+    naming_weight: float = 0.0
     aux_loss: str = "decoupled"
     joint_weight: float = 0.0
     temperature: float = 0.1

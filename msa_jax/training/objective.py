@@ -1,4 +1,4 @@
-"""The training loss: next token, router, and answer terms (paper, §4)."""
+"""The training loss: next token, router, and answer terms (paper, §4), and one for naming."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import jax.numpy as jnp
 from msa_jax.core.losses import chunked_lm_loss, info_nce
 from msa_jax.core.routing import recall_at
 from msa_jax.core.segments import PADDING, TrainingBatch
+from msa_jax.modules.state import Routing
 from msa_jax.modules.transformer import Transformer
 from msa_jax.training.curriculum import StageConfig
-from msa_jax.typing import Array, Bool, Float, PyTree
+from msa_jax.typing import Array, Bool, Float, Int, PyTree
+
+_LEAST_ATTENTION = 1e-6
 
 
 def training_loss(
@@ -29,20 +32,25 @@ def training_loss(
 
     Returns:
         The weighted loss, and float32 scalars: `loss`, `lm_loss`, `aux_loss` and `answer_loss`
-        (those with a weight), `tokens`, and `recall@1` and `recall@k`: per router layer, averaged
-        over them, and "joint", of the layers' mean score.
+        (those with a weight), `naming_loss` and `naming@1` likewise, `tokens`, and `recall@1` and
+        `recall@k`: per router layer, averaged over them, and "joint", of the layers' mean score.
     """
     variables = {"params": params}
     num_documents = batch.positives.shape[-1]
+    observed, names = _naming_places(batch) if stage.naming_weight else (None, None)
     output = _attending(model, stage.attended_docs).apply(
         variables,
         batch.memory,
         batch.active,
         num_documents,
         max_document_chunks=max_document_chunks,
+        observed=observed,
     )
     metrics = router_metrics(output.doc_scores, batch.positives, model.config, stage)
     loss = stage.aux_weight * metrics["aux_loss"]
+    if stage.naming_weight:
+        metrics |= naming_metrics(output.routing, batch.positives, names)
+        loss += stage.naming_weight * metrics["naming_loss"]
     masks = {
         "lm_loss": (stage.lm_weight, batch.target_mask),
         "answer_loss": (stage.answer_weight, batch.answer_mask),
@@ -56,6 +64,50 @@ def training_loss(
     tokens = [(block.doc_ids != PADDING).sum() for block in (batch.memory, batch.active)]
     metrics |= {"loss": loss, "tokens": sum(tokens)}
     return loss, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def naming_metrics(
+    routing: Routing, positives: Bool[Array, "G B M"], names: Bool[Array, "G B"]
+) -> dict[str, Float[Array, ""]]:
+    """How much the token before an id attends to the documents that are to be named.
+
+    Of the documents that a layer chose; layers that chose no such document do not count.
+
+    Args:
+        routing: of all router layers, with `attention`.
+        positives: documents to name.
+        names: queries that name documents.
+
+    Returns:
+        `naming_loss`, the negative log of that attention, and `naming@1`, how often the document
+        that gets most of it is one of them; means over layers and queries.
+    """
+    is_document = routing.top_docs >= 0
+    wanted = jnp.take_along_axis(
+        jnp.broadcast_to(positives, (*routing.top_docs.shape[:-1], positives.shape[-1])),
+        jnp.where(is_document, routing.top_docs, 0),
+        axis=-1,
+    )
+    wanted &= is_document
+    counted = wanted.any(axis=-1) & names
+
+    def mean(values: Float[Array, "L G B"]) -> Float[Array, ""]:
+        return jnp.where(counted, values, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+
+    attention = jnp.where(wanted, routing.attention, 0.0).sum(axis=-1)
+    best = jnp.argmax(routing.attention, axis=-1, keepdims=True)
+    return {
+        "naming_loss": mean(-jnp.log(attention + _LEAST_ATTENTION)),
+        "naming@1": mean(jnp.take_along_axis(wanted, best, axis=-1)[..., 0].astype(jnp.float32)),
+    }
+
+
+def _naming_places(batch: TrainingBatch) -> tuple[Int[Array, "G B"], Bool[Array, "G B"]]:
+    """Where each query's response has opened its first name, and which queries name documents."""
+    opening = jnp.argmax(batch.target_mask, axis=-1)
+    names = batch.target_mask.any(axis=-1) & ~batch.answer_mask.any(axis=-1)
+    # The first target is what opens a name; the token after that is the id's own.
+    return jnp.minimum(opening + 1, batch.target_mask.shape[-1] - 1), names
 
 
 def _attending(model: Transformer, attended_docs: int | None) -> Transformer:

@@ -71,3 +71,18 @@ def test_long_sequences_are_attended_to_block_by_block(monkeypatch):
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 4)
     assert "scan" in str(jax.make_jaxpr(masked_attention)(queries, keys, values, mask))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), call(), whole)
+
+
+def test_shares_of_documents_are_those_of_a_softmax_over_their_chunks():
+    keys = jax.random.split(jax.random.key(0), 3)
+    queries = jax.random.normal(keys[0], (2, 4, 8))
+    pooled = jax.random.normal(keys[1], (2, 6, 2, 8))
+    mask = jnp.array([[1, 1, 0, 1, 0, 1], [0] * 6], bool)
+    shares = attention.document_attention(queries, pooled, mask, 3)
+    expected = np.zeros(3)
+    for head in range(4):
+        scores = np.asarray(pooled[0, :, head // 2]) @ np.asarray(queries[0, head]) / np.sqrt(8)
+        weights = np.where(mask[0], np.exp(scores), 0)
+        expected += (weights / weights.sum()).reshape(3, 2).sum(axis=-1) / 4
+    np.testing.assert_allclose(shares[0], expected, rtol=1e-5)
+    assert (shares[1] == 0).all()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from msa_jax.core.segments import PADDING
+from msa_jax.modules.state import Routing
 from msa_jax.modules.transformer import Transformer
-from msa_jax.training.objective import router_metrics, training_loss
+from msa_jax.training.objective import naming_metrics, router_metrics, training_loss
 from tests.training.tiny import model_config, random_batch, random_params, stage_config
 
 
@@ -107,3 +108,62 @@ def test_a_stage_can_attend_to_fewer_documents(model_and_params):
     assert loss == measure(choosy)[0] != measure(model)[0]
     assert measure(model, attended_docs=2)[0] == measure(model)[0]
     assert metrics["recall@2"] == measure(model)[1]["recall@2"]
+
+
+def naming_example():
+    """One layer, one group, three queries and three chosen documents of four."""
+    attention = [[0.2, 0.7, 0.1], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0]]
+    top_docs = [[3, 0, 1], [2, 1, -1], [1, 2, 3]]
+    positives = [[1, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]
+    routing = Routing(None, jnp.array([[top_docs]]), None, jnp.array([[attention]], jnp.float32))
+    return routing, jnp.array([positives], bool)
+
+
+def test_naming_loss_by_hand():
+    routing, positives = naming_example()
+    # The third query's document was not chosen.
+    metrics = naming_metrics(routing, positives, jnp.ones((1, 3), bool))
+    expected = (-np.log(0.7 + 0.1) - np.log(0.3)) / 2
+    assert metrics["naming_loss"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["naming@1"] == pytest.approx(1 / 2)
+    metrics = naming_metrics(routing, positives, jnp.array([[False, True, True]]))
+    assert metrics["naming_loss"] == pytest.approx(-np.log(0.3), rel=1e-4)
+    assert metrics["naming@1"] == 0
+
+
+def naming_batch():
+    """Queries that all name documents, every second of which is right."""
+    batch = jax.tree.map(jnp.asarray, random_batch(groups=2))
+    return dataclasses.replace(
+        batch,
+        answer_mask=jnp.zeros_like(batch.answer_mask),
+        positives=jnp.broadcast_to(jnp.arange(8) % 2 == 0, batch.positives.shape),
+    )
+
+
+def test_the_naming_loss_looks_at_the_token_before_the_id(model_and_params):
+    model, params = model_and_params
+    batch = naming_batch()
+    stage = stage_config(naming_weight=0.5)
+    loss = jax.jit(lambda p, b: training_loss(model, p, b, stage))
+    total, metrics = loss(params, batch)
+    plain, others = jax.jit(lambda p, b: training_loss(model, p, b, stage_config()))(params, batch)
+    np.testing.assert_allclose(total, plain + 0.5 * metrics["naming_loss"], rtol=1e-5)
+    assert set(metrics) - set(others) == {"naming_loss", "naming@1"}
+    place = jnp.argmax(batch.target_mask, axis=-1)[..., None] + 1
+    tokens = jnp.arange(batch.active.tokens.shape[-1])
+    for at, changes in ((place, True), (place + 1, False)):
+        changed = jnp.where(tokens == at, batch.active.tokens ^ 1, batch.active.tokens)
+        active = dataclasses.replace(batch.active, tokens=changed)
+        _, other = loss(params, dataclasses.replace(batch, active=active))
+        assert (other["naming_loss"] != metrics["naming_loss"]) == changes
+
+
+def test_answers_name_nothing(model_and_params):
+    model, params = model_and_params
+    batch = naming_batch()
+    _, metrics = training_loss(model, params, batch, stage_config(naming_weight=0.5))
+    assert metrics["naming_loss"] > 0
+    batch = dataclasses.replace(batch, answer_mask=batch.target_mask)
+    _, metrics = training_loss(model, params, batch, stage_config(naming_weight=0.5))
+    assert metrics["naming_loss"] == 0
