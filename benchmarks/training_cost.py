@@ -64,9 +64,14 @@ def model_of(name: str) -> ModelConfig:
 
 
 def random_batch(
-    model: ModelConfig, memory_tokens: int, row_tokens: int, queries: int, active_tokens: int
+    model: ModelConfig,
+    memory_tokens: int,
+    row_tokens: int,
+    queries: int,
+    active_tokens: int,
+    document_tokens: int = DOCUMENT_TOKENS,
 ) -> TrainingBatch:
-    """One group: memory rows full of documents of `DOCUMENT_TOKENS` tokens, and its queries."""
+    """One group: memory rows full of documents of one length, and its queries."""
     rng = np.random.default_rng(0)
     memory_shape = (1, memory_tokens // row_tokens, row_tokens)
     active_shape = (1, queries, active_tokens)
@@ -83,10 +88,10 @@ def random_batch(
     place = np.arange(memory_tokens, dtype=np.int32).reshape(memory_shape)
     # As in the data pipeline, there are columns for as many documents as could be.
     num_documents = memory_tokens // model.memory.pooling_kernel_size
-    existing = memory_tokens // DOCUMENT_TOKENS
+    existing = memory_tokens // document_tokens
     return TrainingBatch(
         memory=TokenBlock(
-            tokens(memory_shape), place // DOCUMENT_TOKENS + 1, place % DOCUMENT_TOKENS
+            tokens(memory_shape), place // document_tokens + 1, place % document_tokens
         ),
         active=TokenBlock(tokens(active_shape), roles, np.broadcast_to(positions, active_shape)),
         targets=tokens(active_shape),
@@ -96,7 +101,12 @@ def random_batch(
     )
 
 
-def step_flops(model: ModelConfig, memory_tokens: int, batch: TrainingBatch) -> float:
+def step_flops(
+    model: ModelConfig,
+    memory_tokens: int,
+    batch: TrainingBatch,
+    document_tokens: int = DOCUMENT_TOKENS,
+) -> float:
     """Operations of the matrix products of a step on a full memory, forward and backward."""
     queries, active_tokens = batch.active.tokens.shape[1:]
     routed = len(model.router_layers)
@@ -110,10 +120,10 @@ def step_flops(model: ModelConfig, memory_tokens: int, batch: TrainingBatch) -> 
     products = memory_tokens * document_weights + active * active_weights
     products += int(batch.target_mask.sum()) * model.vocab_size * model.embed_dim
     # Scores and sums of causal attention take one product each, with half of the tokens.
-    attention = (model.num_layers - 1) * memory_tokens * DOCUMENT_TOKENS
+    attention = (model.num_layers - 1) * memory_tokens * document_tokens
     attention += model.num_layers * active * active_tokens
     chunk_size = model.memory.pooling_kernel_size
-    chosen = 2 * model.memory.top_k_docs * -(-DOCUMENT_TOKENS // chunk_size)
+    chosen = 2 * model.memory.top_k_docs * -(-document_tokens // chunk_size)
     products += width * (attention + routed * active * chosen)
     products += routed * active * memory_tokens // chunk_size * kv_width
     # Two operations for each multiplication; the backward pass has two products for each.
@@ -127,6 +137,7 @@ def measure(
     row_tokens: int = 512,
     queries: int = 8,
     active_tokens: int = 64,
+    document_tokens: int = DOCUMENT_TOKENS,
     steps: int = 5,
     trace: str | None = None,
 ) -> dict[str, Any]:
@@ -144,9 +155,11 @@ def measure(
         active_tokens=active_tokens,
     )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    longest = -(-DOCUMENT_TOKENS // model.memory.pooling_kernel_size)
+    longest = -(-document_tokens // model.memory.pooling_kernel_size)
     program = StageProgram(Transformer(model), stage, OptimizerConfig(), mesh, longest)
-    host_batch = random_batch(model, memory_tokens, row_tokens, queries, active_tokens)
+    host_batch = random_batch(
+        model, memory_tokens, row_tokens, queries, active_tokens, document_tokens
+    )
     batch = put_batch(host_batch, mesh, 1)
     state = program.start(jax.jit(lambda key: init_params(model, key))(jax.random.key(0)))
     step = program.step.lower(state, batch).compile()
@@ -163,7 +176,7 @@ def measure(
     result = {
         "memory_tokens": memory_tokens,
         "seconds_per_step": median,
-        "tflops": 1e-12 * step_flops(model, memory_tokens, host_batch) / median,
+        "tflops": 1e-12 * step_flops(model, memory_tokens, host_batch, document_tokens) / median,
         **compiled_bytes(step),
     }
     counted = jax.devices()[0].memory_stats()
@@ -191,20 +204,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=8, help="queries of the memory")
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens of a memory row")
     parser.add_argument("--active-tokens", type=int, default=64, help="tokens of a query")
+    parser.add_argument(
+        "--document-tokens", type=int, default=DOCUMENT_TOKENS, help="tokens of a document"
+    )
     parser.add_argument("--remat", choices=REMAT, help="the model's own by default")
     parser.add_argument("--steps", type=int, default=5, help="steps to take the median of")
     parser.add_argument("--trace", help="folder for a profile of each size")
     options = parser.parse_args(arguments)
-    row_tokens = options.row_tokens
-    if row_tokens % DOCUMENT_TOKENS or any(size % row_tokens for size in options.memory_tokens):
+    row_tokens, document_tokens = options.row_tokens, options.document_tokens
+    if row_tokens % document_tokens or any(size % row_tokens for size in options.memory_tokens):
         parser.error(
             f"--memory-tokens must be multiples of --row-tokens ({row_tokens}), and that a "
-            f"multiple of the documents' {DOCUMENT_TOKENS}"
+            f"multiple of --document-tokens ({document_tokens})"
         )
     model = model_of(options.model)
     if options.remat:
         model = dataclasses.replace(model, remat=options.remat)
-    names = ("row_tokens", "queries", "active_tokens", "steps")
+    names = ("row_tokens", "queries", "active_tokens", "document_tokens", "steps")
     sizes = {name: getattr(options, name) for name in names}
     peak = matrix_tflops(512 if jax.default_backend() == "cpu" else 8192)
     results = []

@@ -80,7 +80,7 @@ class StageProgram:
             donate_argnums=0,
             in_shardings=(self._shardings, batch_shardings(mesh)),
             out_shardings=(self._shardings, replicated(mesh)),
-            compiler_options=_compiler_options(mesh),
+            compiler_options=_compiler_options(mesh, model.config.unroll_layers),
         )
 
     def start(self, params: PyTree) -> TrainState:
@@ -137,7 +137,12 @@ class StageProgram:
         return TrainState(params, lora, optimizer, state.step + 1, recall), metrics
 
 
-def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """On GPUs, does not merge products of one input: cutting their result up takes longer."""
-    is_gpu = mesh.devices.flat[0].platform == "gpu"
-    return {"xla_disable_hlo_passes": "dot-merger"} if is_gpu else None
+def _compiler_options(mesh: Mesh, unrolled: bool) -> dict[str, str] | None:
+    """What XLA does better otherwise on GPUs (docs/performance.md)."""
+    if mesh.devices.flat[0].platform != "gpu":
+        return None
+    # Products of one input are faster alone than merged and then cut up.
+    options = {"xla_disable_hlo_passes": "dot-merger"}
+    if unrolled:
+        options["xla_gpu_enable_command_buffer"] = ""
+    return options
