@@ -8,13 +8,15 @@ recipe wants real questions:
 
     python -m msa_jax.train --config=configs/100m.py:FOLDER --config.workdir=runs/100m
 
-FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Three of them
+FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Four of them
 are made beforehand, in some minutes: questions with documents that BM25 takes for the answer.
 
     mine="python -m msa_jax.mine --documents=FOLDER/single_hop.documents.jsonl.xz --split=train \\
         --questions=FOLDER/single_hop.questions.jsonl.xz"
     $mine --datasets=squad_train44,squad_train_sample --to=FOLDER/squad.mined.jsonl
     $mine --datasets=squad_train_sentence --to=FOLDER/sentences.mined.jsonl
+    $mine --datasets=squadshifts_amazon,squadshifts_reddit,fairytaleqa --max_rank=2 \\
+        --to=FOLDER/others.mined.jsonl
     python -m msa_jax.mine --documents=FOLDER/wiki_passages.documents.jsonl.xz \\
         --queries=synthetic --negatives=6 --to=FOLDER/wiki.mined.jsonl
 
@@ -47,6 +49,7 @@ SOURCES = {
         "questions": "squad.mined.jsonl",
         "datasets": ("squad_train44", "squad_train_sample"),
         "split": "train",
+        "dropped_words": 0.1,
     },
     # The questions of "squad" are too few to learn from alone; here an answer is a sentence.
     "sentences": {
@@ -55,6 +58,16 @@ SOURCES = {
         "datasets": ("squad_train_sentence",),
         "split": "train",
         "distractors": False,
+        "dropped_words": 0.1,
+    },
+    # Of these only questions that say what they are about (`--max_rank`).
+    "others": {
+        "documents": "single_hop.documents.jsonl.xz",
+        "questions": "others.mined.jsonl",
+        "datasets": ("squadshifts_amazon", "squadshifts_reddit", "fairytaleqa"),
+        "split": "train",
+        "distractors": False,
+        "dropped_words": 0.1,
     },
     "multihop": {
         "documents": "multi_hop.documents.jsonl.xz",
@@ -74,7 +87,7 @@ SOURCES = {
     },
     "chains": {"documents": "wiki_passages.documents.jsonl.xz", "queries": "chains"},
 }
-ONE_STEP = {"squad": 0.35, "sentences": 0.15, "wiki_mined": 0.35, "wiki": 0.15}
+ONE_STEP = {"squad": 0.25, "sentences": 0.15, "others": 0.15, "wiki_mined": 0.3, "wiki": 0.15}
 ALL_STEPS = {"squad": 0.4, "wiki": 0.15, "chains": 0.3, "multihop": 0.15}
 
 

@@ -9,7 +9,8 @@ and do not contain an answer. Train with them by naming the new file as the ques
 
     python -m msa_jax.mine --queries=synthetic --documents=docs.jsonl --to=mined.jsonl
 
-asks questions made of the documents' own words instead, one of each document.
+asks questions made of the documents' own words instead, one of each document. `--max_rank=3` keeps
+only questions that say which document they are about: "What does she buy?" is about many.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from absl import flags
 from tqdm import tqdm
 
 from msa_jax import cli
+from msa_jax.config import ConfigError
 from msa_jax.data.config import DataConfig, SourceConfig
 from msa_jax.data.corpus import read_corpus
 from msa_jax.data.examples import token_block
@@ -62,6 +64,9 @@ _DATASETS = _list(
     "datasets", "Only questions whose field `dataset` is one of these; of documents, `source`."
 )
 _NEGATIVES = _integer("negatives", 8, "How many of a question, at most.")
+_MAX_RANK = _integer(
+    "max_rank", RANKED, "Leave out questions whose documents are all ranked lower."
+)
 _MAX_WORDS = _integer(
     "max_words", 150, "With --queries=synthetic: longer documents are not asked about."
 )
@@ -89,7 +94,9 @@ def main(arguments: Sequence[str]) -> None:
         rankings = Bm25(documents).rank(questions)
     else:
         rankings = rank_by_router(cli.given(_CHECKPOINT, "the model"), documents, questions)
-    mined = list(mine_negatives(documents, questions, rankings, _NEGATIVES.value))
+    mined = list(mine_negatives(documents, questions, rankings, _NEGATIVES.value, _MAX_RANK.value))
+    if not mined:
+        raise ConfigError("--max_rank leaves no question; raise it.")
     write_questions(to, mined)
     mean = sum(len(question.negative_ids) for question in mined) / len(mined)
     print(f"{len(mined):,} questions with {mean:.1f} negatives each, written to {to}.")

@@ -36,6 +36,8 @@ class SourceConfig:
         answers: whether samples of the source may train the answer.
         distractors: whether the documents fill up memories.
         queries_per_document: made queries of a document in an epoch.
+        dropped_words: share of a given question's words that is left out, others each time, so that
+            few questions are not learnt by heart.
     """
 
     documents: str | tuple[str, ...]
@@ -47,11 +49,16 @@ class SourceConfig:
     answers: bool = True
     distractors: bool = True
     queries_per_document: int = 1
+    dropped_words: float = 0.0
 
     def __post_init__(self):
         require_choice(self, "queries", QUERIES)
         require_choice(self, "hops", HOPS)
         require_at_least(self, queries_per_document=1)
+        if not 0 <= self.dropped_words < 1:
+            raise ConfigError(
+                f"dropped_words must be at least 0 and below 1, not {self.dropped_words!r}."
+            )
         if not self.documents:
             raise ConfigError("documents must name a JSON Lines file, or several.")
         if self.questions and self.queries != "given":

@@ -99,7 +99,9 @@ def _queries(
     passages: dict[tuple[str, ...], Passages] = {}
     for name, config in configs.items():
         if corpus.questions[name]:
-            sources[name] = GivenQueries(corpus.questions[name], parts, tokenizer)
+            sources[name] = GivenQueries(
+                corpus.questions[name], parts, tokenizer, config.dropped_words
+            )
         elif config.queries != "given":
             members = corpus.members[name]
             if members not in passages:

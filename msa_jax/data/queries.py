@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -46,7 +47,14 @@ class GivenQueries:
         negatives: per question, parts given as negatives.
     """
 
-    def __init__(self, questions: Sequence[Question], parts: PartTable, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        parts: PartTable,
+        tokenizer: Tokenizer,
+        dropped_words: float = 0.0,
+    ):
+        self._dropped_words = dropped_words
         self.questions = questions
         self.hops = [_relevant_parts(question, parts, tokenizer) for question in questions]
         self.negatives = [
@@ -63,8 +71,13 @@ class GivenQueries:
         return len(self.questions)
 
     def draw(self, index: int, rng: random.Random) -> Query:
-        """The question of that number."""
-        return Query(self.questions[index], self.hops[index], self.negatives[index])
+        """The question of that number, with some of its words left out."""
+        question = self.questions[index]
+        if self._dropped_words:
+            words = question.question.split()
+            kept = [word for word in words if rng.random() >= self._dropped_words] or words
+            question = dataclasses.replace(question, question=" ".join(kept))
+        return Query(question, self.hops[index], self.negatives[index])
 
 
 def _relevant_parts(question: Question, parts: PartTable, tokenizer: Tokenizer) -> list[list[int]]:

@@ -35,6 +35,13 @@ def test_the_best_ranked_come_first_and_are_as_many_as_wanted():
     assert mine(question, [0, 5], 3) == ("titled",)
 
 
+def test_questions_that_do_not_say_what_they_are_about_are_left_out():
+    question = Question("q", "Who?", ("nobody",), ("right", "far"))
+    ranking = [5, 3, 4, 2, 1, 0]  # "far" is third.
+    mined = [list(mine_negatives(DOCUMENTS, [question], [ranking], 2, n)) for n in (2, 3)]
+    assert not mined[0] and mined[1][0].negative_ids == ("titled", "close")
+
+
 @pytest.mark.parametrize("answers", [(), ("yes",), ("No ", " ")])
 def test_answers_that_are_no_clue_rule_nothing_out(answers):
     documents = [*DOCUMENTS, Document("yes", "Yes, no.")]

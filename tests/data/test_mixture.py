@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import random
 
 import jax
 import numpy as np
@@ -12,8 +13,11 @@ from ml_collections import ConfigDict
 from msa_jax.config import ConfigError, from_mapping
 from msa_jax.core.segments import PADDING
 from msa_jax.data.assembly import GroupAssembler
+from msa_jax.data.config import SourceConfig
 from msa_jax.data.mixing import question_order
 from msa_jax.data.pipeline import BatchShape, DataConfig, TextDataset, training_iterator
+from msa_jax.data.queries import GivenQueries
+from msa_jax.data.records import Question
 from msa_jax.training.curriculum import StageConfig
 
 SHAPE = BatchShape(
@@ -253,3 +257,26 @@ def test_a_stage_names_its_mixture_and_cluster():
 def test_a_stage_with_an_unusable_mixture_or_cluster_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         StageConfig(**(STAGE | changes))
+
+
+def test_given_questions_lose_other_words_each_time(dataset, tokenizer):
+    words = [f"w{i}" for i in range(1000)]
+    question = Question("q", " ".join(words), (), (dataset.parents[0],))
+    plain, thinned = (
+        GivenQueries([question], dataset.parts, tokenizer, dropped) for dropped in (0.0, 0.25)
+    )
+    assert plain.draw(0, random.Random(0)).question == question
+    first, second = (thinned.draw(0, random.Random(seed)).question for seed in (0, 1))
+    assert first.question != second.question and first.positive_ids == question.positive_ids
+    kept = first.question.split()
+    assert 700 < len(kept) < 800 and kept == [word for word in words if word in set(kept)]
+    assert (
+        GivenQueries([question], dataset.parts, tokenizer, 0.999)
+        .draw(0, random.Random(0))
+        .question.question
+    )
+
+
+def test_a_share_of_dropped_words_must_leave_some():
+    with pytest.raises(ConfigError, match="dropped_words must be at least 0 and below 1, not 1.0"):
+        SourceConfig("d.jsonl", dropped_words=1.0)
