@@ -31,7 +31,7 @@ def infer_hops(question: Question, documents: Sequence[Document]) -> Question:
     hops: list[list[Document]] = []
     left, known = list(documents), question.question
     while left:
-        hop = [document for document in left if _names(known, document)]
+        hop = [document for document in left if names(known, document)]
         hop = hop or [max(left, key=lambda document: _shared_words(known, document))]
         hops.append(hop)
         left = [document for document in left if document not in hop]
@@ -42,7 +42,8 @@ def infer_hops(question: Question, documents: Sequence[Document]) -> Question:
     return dataclasses.replace(question, hops=ids)
 
 
-def _names(text: str, document: Document) -> bool:
+def names(text: str, document: Document) -> bool:
+    """Whether the title of a document is in a text, its qualifier aside."""
     title = _QUALIFIER.sub("", document.title).strip()
     pattern = rf"(?<!\w){re.escape(title)}(?!\w)"
     return bool(title) and re.search(pattern, text, re.IGNORECASE) is not None

@@ -151,7 +151,7 @@ def _read(path: str | os.PathLike, parse: Callable[[dict, str], T]) -> Iterator[
 def _records(
     lines: Iterable[bytes], name: str, parse: Callable[[dict, str], T]
 ) -> Iterator[tuple[str, T]]:
-    for where, row in _rows(lines, name):
+    for where, row in read_rows(lines, name):
         yield where, parse(row, where)
 
 
@@ -174,7 +174,8 @@ def _with_distinct_ids(found: Iterable[tuple[str, Question]]) -> Iterator[Questi
         yield question if count == 1 else dataclasses.replace(question, id=f"{question.id}#{count}")
 
 
-def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict]]:
+def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict]]:
+    """Yields `file:line` and the object of every JSON line that is not blank."""
     # Bytes split at b"\n" only: str.splitlines would also split at U+2028 inside a text.
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -185,7 +186,7 @@ def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict]]:
         except ValueError as error:
             raise RecordError(f"{where}: not a line of JSON in UTF-8 ({error}).") from None
         if not isinstance(row, dict):
-            raise RecordError(f"{where}: a record must be an object, not {_kind(row)}.")
+            raise RecordError(f"{where}: a record must be an object, not {kind_of(row)}.")
         yield where, row
 
 
@@ -201,7 +202,7 @@ def _parse_document(row: dict, where: str) -> Document:
 def _parse_question(row: dict, where: str) -> Question:
     hops = row.get("hops", [])
     if not isinstance(hops, list):
-        raise RecordError(f"{where}: hops must be a list of lists, not {_kind(hops)}.")
+        raise RecordError(f"{where}: hops must be a list of lists, not {kind_of(hops)}.")
     question = Question(
         id=_string(row, "id", where),
         question=_string(row, "question", where),
@@ -227,7 +228,7 @@ def _metadata(row: dict, cls: type, where: str) -> dict:
     """What `metadata` holds, and the fields that records of a class do not have."""
     metadata = row.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise RecordError(f"{where}: metadata must be an object, not {_kind(metadata)}.")
+        raise RecordError(f"{where}: metadata must be an object, not {kind_of(metadata)}.")
     fields = {field.name for field in dataclasses.fields(cls)}
     return {key: row[key] for key in row if key not in fields} | metadata
 
@@ -240,21 +241,22 @@ def _required(row: dict, field: str, where: str) -> Any:
 
 def _string(row: dict, field: str, where: str, default: str | None = None) -> str:
     value = row.get(field, default) if default is not None else _required(row, field, where)
-    return _checked_string(value, field, where)
+    return checked_string(value, field, where)
 
 
 def _strings(value: Any, field: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise RecordError(f"{where}: {field} must be a list of strings, not {_kind(value)}.")
-    strings = tuple(_checked_string(item, field, where) for item in value)
+        raise RecordError(f"{where}: {field} must be a list of strings, not {kind_of(value)}.")
+    strings = tuple(checked_string(item, field, where) for item in value)
     if field != "answers" and len(set(strings)) < len(strings):
         raise RecordError(f"{where}: {field} names a document twice.")
     return strings
 
 
-def _checked_string(value: Any, field: str, where: str) -> str:
+def checked_string(value: Any, field: str, where: str) -> str:
+    """A value that must be text which can be encoded."""
     if not isinstance(value, str):
-        raise RecordError(f"{where}: {field} must be text, not {_kind(value)}.")
+        raise RecordError(f"{where}: {field} must be text, not {kind_of(value)}.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -263,7 +265,8 @@ def _checked_string(value: Any, field: str, where: str) -> str:
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What error messages call a value of JSON."""
     kinds = {type(None): "null", list: "a list", dict: "an object", str: "text", bool: "a boolean"}
     return kinds.get(type(value), "a number")
 

@@ -39,8 +39,8 @@ def open_source(path: str | os.PathLike) -> DocumentSource:
 
     Args:
         path: a JSON Lines file (`records.read_documents`); a folder, of which every `*.txt`,
-            `*.md` and `*.rst` file at any depth is a document; or "-" for JSON Lines on standard
-            input.
+            `*.md` and `*.rst` file at any depth is a document; one such file; or "-" for JSON
+            Lines on standard input.
 
     Raises:
         RecordError: if there is nothing of the kind, or a folder without text files.
@@ -49,6 +49,8 @@ def open_source(path: str | os.PathLike) -> DocumentSource:
         return _Lines(sys.stdin.buffer, "standard input", None)
     if os.path.isdir(path):
         return _Folder(Path(path))
+    if os.path.isfile(path) and os.fspath(path).lower().endswith(TEXT_SUFFIXES):
+        return _Folder(Path(path).parent, [Path(path)])
     if not os.path.exists(path):
         raise RecordError(f"{os.fspath(path)}: there is no such file or folder.")
     try:
@@ -81,9 +83,10 @@ class _Folder(DocumentSource):
     Files and folders whose names start with a dot are left out, and links to folders not followed.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, paths: list[Path] | None = None):
+        """`paths` within the folder; None for all its text files."""
         self._folder = folder
-        self._paths = sorted(self._find())
+        self._paths = sorted(self._find()) if paths is None else paths
         if not self._paths:
             raise RecordError(f"{folder}: the folder has no {', '.join(TEXT_SUFFIXES)} file.")
         super().__init__(sum(path.stat().st_size for path in self._paths))
