@@ -45,6 +45,8 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        # Ruff lays out the signatures.
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0", "ruff>=0.17.6,<0.18"],
         "tpu": ["jax[tpu]"],
         # PyTorch, which the parity tests against transformers also need, is left out: on Linux
         # pip would fetch its CUDA build of several GB. CONTRIBUTING.md says how to add it.
@@ -53,6 +55,8 @@ setup(
             "hypothesis>=6.100",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
+            # The module `pytrec_eval` with wheels; the package of that name must be compiled.
+            "pytrec-eval-terrier>=0.5.6",
             # One minor release, because the formatting of a file may change with the next.
             "ruff>=0.17.6,<0.18",
             "transformers>=4.57",

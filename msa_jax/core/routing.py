@@ -118,3 +118,55 @@ def recall_at(
     _, best = jax.lax.top_k(scores, min(top_n, scores.shape[-1]))
     found = jnp.take_along_axis(positives, best, axis=-1).sum(axis=-1)
     return found / jnp.maximum(positives.sum(axis=-1), 1)
+
+
+def collapse(scores: Float[Array, "L *groups B M"], top_k_docs: int) -> Float[Array, " L"]:
+    """How far each layer chooses the same documents for different queries of a memory.
+
+    1 if all queries get the same ones, 0 if two have as many in common as by chance, below 0 if
+    fewer; `choices_in_common` has the definition. 0 also where nothing can be compared: for one
+    query, or no more documents than are chosen.
+
+    Args:
+        scores: of the documents; -inf for one that does not exist, or a query that does not.
+        top_k_docs: documents chosen per query.
+    """
+    exists = scores > -jnp.inf
+    best, documents = jax.lax.top_k(scores, min(top_k_docs, scores.shape[-1]))
+    # Ties go to the lower id, so the last document chosen says which others are. To slice it out
+    # would make XLA sort all documents, 30 times slower on a CPU.
+    lowest = best.min(axis=-1, keepdims=True)
+    last = jnp.where(best == lowest, documents, -1).max(axis=-1, keepdims=True)
+    tied = (scores == lowest) & (jnp.arange(scores.shape[-1]) <= last)
+    chosen = exists & ((scores > lowest) | tied)
+    num_queries = exists.any(axis=-1).sum(axis=-1)
+    num_documents = exists.any(axis=-2).sum(axis=-1)
+    counts = chosen.sum(axis=-2), num_queries, num_documents
+    of_groups = choices_in_common(*(x.astype(jnp.float32) for x in counts), top_k_docs)
+    shared, expected, possible = (x.reshape(len(scores), -1).sum(axis=-1) for x in of_groups)
+    above_chance = jnp.where(possible > expected, possible - expected, 1.0)
+    return (shared - expected) / above_chance
+
+
+def choices_in_common(
+    times_chosen: Float[Array, "*batch M"],
+    num_queries: Float[Array, "*batch"],
+    num_documents: Float[Array, "*batch"],
+    top_k_docs: int,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """Choices that queries of a memory have in common, summed over ordered pairs of queries.
+
+    Args:
+        times_chosen: number of queries that chose each document; documents may be left out that
+            none did.
+        num_queries: of the memory.
+        num_documents: that they could choose from.
+        top_k_docs: documents chosen per query; all if there are fewer.
+
+    Returns:
+        What was found, what is expected of choices at random, and what is possible.
+    """
+    chosen = jnp.minimum(top_k_docs, num_documents)
+    possible = num_queries * (num_queries - 1) * chosen
+    expected = possible * chosen / jnp.maximum(num_documents, 1)
+    return (times_chosen * (times_chosen - 1)).sum(axis=-1), expected, possible

@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,36 @@ def _overlap(answer: str, accepted: str) -> float:
     common = sum((collections.Counter(ours) & collections.Counter(theirs)).values())
     # 2 PR / (P + R) with P = common / ours and R = common / theirs.
     return 2 * common / (len(ours) + len(theirs))
+
+
+class SetScores(NamedTuple):
+    """How well a set of documents agrees with the one that is needed; each in [0, 1].
+
+    Attributes:
+        precision: share of the documents that are needed.
+        recall: share of the needed ones that are there.
+        f1: harmonic mean of the two.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def supporting_documents(read: Collection[Hashable], positives: Collection[Hashable]) -> SetScores:
+    """How well the documents that were read for an answer agree with those that it needs.
+
+    A document that was read twice counts once. Nothing read, or nothing needed, scores 0.
+
+    Args:
+        read: documents; ids, or anything else that tells them apart.
+        positives: documents that are needed, likewise.
+    """
+    ours, theirs = set(read), set(positives)
+    common = len(ours & theirs)
+    # 2 PR / (P + R), as in `_overlap`.
+    sizes = len(ours), len(theirs), (len(ours) + len(theirs)) / 2
+    return SetScores(*(common / max(size, 1) for size in sizes))
 
 
 def ranks_of(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from msa_jax.core.losses import chunked_lm_loss, info_nce
-from msa_jax.core.routing import recall_at
+from msa_jax.core.routing import collapse, recall_at
 from msa_jax.core.segments import PADDING, TrainingBatch
 from msa_jax.modules.state import Routing
 from msa_jax.modules.transformer import Transformer
@@ -124,7 +125,11 @@ def router_metrics(
     config,
     stage: StageConfig,
 ) -> dict[str, Float[Array, ""]]:
-    """Router loss and recall, over router layers and the queries that have positives."""
+    """Router loss and recall, over router layers and the queries that have positives.
+
+    Also `collapse` of the worst layer, if a group has several queries: 1 if its router chooses the
+    same documents for all of them.
+    """
     positives = jnp.broadcast_to(positives, doc_scores.shape)
     # The engine ranks by the mean over layers. A document exists in all of them or in none.
     joint_scores = doc_scores.mean(axis=0, keepdims=True)
@@ -152,4 +157,7 @@ def router_metrics(
         )[0]
         for layer, recall in zip(config.router_layers, recalls, strict=True):
             metrics[f"recall@{top_n}/layer_{layer}"] = recall
+    if doc_scores.shape[-2] > 1:
+        collapsed = collapse(jax.lax.stop_gradient(doc_scores), config.memory.top_k_docs)
+        metrics["collapse"] = collapsed.max()
     return metrics

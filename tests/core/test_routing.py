@@ -229,3 +229,57 @@ def test_recall_is_the_share_of_positives_found(scores, positives, top_n):
     wanted = [document for document in range(6) if positives[document]]
     expected = len(set(best) & set(wanted)) / len(wanted) if wanted else 0.0
     assert ours == pytest.approx(expected)
+
+
+def pairs_in_common(scores, top_n):
+    """Choices that ordered pairs of queries share, and the documents that exist, by sets."""
+    chosen = []
+    for row in scores:
+        listed = sorted(range(len(row)), key=lambda document: (-row[document], document))[:top_n]
+        if max(row) > -np.inf:
+            chosen.append({document for document in listed if row[document] > -np.inf})
+    return sum(len(a & b) for a in chosen for b in chosen) - sum(map(len, chosen)), len(chosen)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    levels=st.sampled_from([2, 5, 1000]),
+    top_n=st.sampled_from([1, 3, 7]),
+)
+def test_collapse_is_what_pairs_of_queries_share_beyond_chance(seed, levels, top_n):
+    """Groups with fewer documents, fewer queries and tied scores, pooled by layer."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, levels, (2, 3, 4, 6)).astype(np.float32)
+    scores[:, 1, :, rng.permutation(6)[:2]] = -np.inf
+    scores[:, 2, 3] = -np.inf
+    shared, expected, possible = np.zeros((3, 2))
+    for layer, group in np.ndindex(2, 3):
+        found, queries = pairs_in_common(scores[layer, group].tolist(), top_n)
+        documents = 4 if group == 1 else 6
+        chosen = min(top_n, documents)
+        pairs = queries * (queries - 1)
+        shared[layer] += found
+        expected[layer] += pairs * chosen * chosen / documents
+        possible[layer] += pairs * chosen
+    ours = jax.jit(routing.collapse, static_argnums=1)(scores, top_n)
+    if top_n >= 6:
+        np.testing.assert_array_equal(ours, 0)
+    else:
+        np.testing.assert_allclose(ours, (shared - expected) / (possible - expected), atol=1e-5)
+
+
+def test_collapse_is_one_for_the_same_documents_and_near_zero_for_others():
+    rng = np.random.default_rng(0)
+    same = np.broadcast_to(rng.permutation(200), (40, 200)) + rng.uniform(0, 0.5, (40, 200))
+    constant = np.zeros((40, 200))
+    random = rng.uniform(size=(40, 200))
+    distinct = -np.abs(np.arange(200) - 5 * np.arange(40)[:, None])
+    values = routing.collapse(jnp.array([same, constant, random, distinct]), 5)
+    assert values[0] == values[1] == 1
+    assert values[2] == pytest.approx(0, abs=0.02)
+    assert values[3] < 0.01
+
+
+def test_collapse_of_a_single_query_is_zero():
+    np.testing.assert_array_equal(routing.collapse(jnp.zeros((2, 3, 1, 9)), 4), 0)

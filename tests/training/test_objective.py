@@ -110,6 +110,17 @@ def test_a_stage_can_attend_to_fewer_documents(model_and_params):
     assert metrics["recall@2"] == measure(model)[1]["recall@2"]
 
 
+def test_a_router_that_chooses_the_same_for_all_is_collapsed():
+    scores, positives = hand_example()
+    metrics = router_metrics(scores, positives, model_config(), stage_config())
+    assert metrics["collapse"] < 0.5
+    same = jnp.broadcast_to(scores[:, :, :1], scores.shape).at[0].set(scores[0])
+    metrics = router_metrics(same, positives, model_config(), stage_config())
+    assert metrics["collapse"] == pytest.approx(1)
+    alone = router_metrics(scores[:, :, :1], positives[:, :1], model_config(), stage_config())
+    assert "collapse" not in alone
+
+
 def naming_example():
     """One layer, one group, three queries and three chosen documents of four."""
     attention = [[0.2, 0.7, 0.1], [0.5, 0.3, 0.2], [0.9, 0.1, 0.0]]
