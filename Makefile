@@ -17,7 +17,7 @@ TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 LIBTPU := import importlib.metadata as m; \
 	print(*(r.split(";")[0] for r in m.requires("jax") if r.startswith("libtpu")))
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo docs test test-all lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +26,13 @@ demo: $(VENV)/.installed ## Train and measure a small model on this machine, and
 	$(VENV)/bin/python -m msa_jax.train --config=configs/tiny.py
 	$(VENV)/bin/python examples/living_memory.py --run=runs/tiny
 
+docs: $(VENV)/.installed-docs ## Build the documentation into site/
+	$(VENV)/bin/mkdocs build --strict
+
 test: lint ## Lint, then run the tests that are not marked slow
 	$(VENV)/bin/python -m pytest -q -n 2
 
-test-all: lint ## Lint, then run every test
+test-all: lint $(VENV)/.installed-docs ## Lint, then run every test
 	$(VENV)/bin/python -m pytest -q -n 2 -m ""
 
 lint: $(VENV)/.installed-test ## Check style and formatting
@@ -41,7 +44,7 @@ format: $(VENV)/.installed-test ## Apply the formatting
 	$(VENV)/bin/ruff format .
 
 clean: ## Remove environments, build products and caches
-	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: setup.py
@@ -50,6 +53,11 @@ $(VENV)/.installed: setup.py
 	@echo "Setting up $(VENV) (a few minutes the first time)"
 	@$(firstword $(FOUND)) -m venv $(VENV)
 	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Adding the documentation tools to $(VENV)"
+	@$(PIP) install --quiet --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -53,6 +53,10 @@ setup(
         "test": [
             "bm25s>=0.2",
             "hypothesis>=6.100",
+            # The notebooks are run with these three.
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             # The module `pytrec_eval` with wheels; the package of that name must be compiled.

@@ -1,5 +1,6 @@
 """Measures retrieval and answers: `python -m msa_jax.evaluate --config=configs/eval/real_text.py`.
 
+`configs/eval/ruler.py` measures answers on RULER's needles in haystacks.
 Fields can be overridden (`--config.FIELD=VALUE`). A run that was interrupted goes on where it
 stopped when the same command is given again.
 """
@@ -15,13 +16,18 @@ from absl import flags
 from msa_jax import cli
 from msa_jax.config_file import CONFIG, parse_flags
 from msa_jax.evaluation.curves import write_curves
+from msa_jax.evaluation.ruler.run import RulerRun, ruler_config
 from msa_jax.evaluation.suite import Suite
 from msa_jax.evaluation.suite_config import suite_config
 
 
 def main(arguments: Sequence[str]) -> None:
     cli.refuse_arguments(arguments)
-    suite = Suite(suite_config(CONFIG.value.to_dict()))
+    values = CONFIG.value.to_dict()
+    if values.pop("benchmark", None) == "ruler":
+        print(RulerRun(ruler_config(values)).run())
+        return
+    suite = Suite(suite_config(values))
     try:
         suite.run()
     finally:

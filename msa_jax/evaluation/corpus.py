@@ -162,7 +162,7 @@ def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
         )
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """A document that is no copy, its pool, and the number of its file."""
 
     document: Document
@@ -170,7 +170,7 @@ class _Kept(NamedTuple):
     file: int
 
 
-def _distinct(config: CorpusConfig) -> tuple[list[_Kept], dict[str, int]]:
+def _distinct(config: CorpusConfig) -> tuple[list[Kept], dict[str, int]]:
     """Documents without copies, and the index of each by key."""
     kept, document_of, first_with = [], {}, {}
     for file, path in enumerate(tqdm(config.documents, desc="read", unit="file")):
@@ -180,7 +180,7 @@ def _distinct(config: CorpusConfig) -> tuple[list[_Kept], dict[str, int]]:
                 continue
             index = first_with.setdefault(document.text.strip(), len(kept))
             if index == len(kept):
-                kept.append(_Kept(document, pool, file))
+                kept.append(Kept(document, pool, file))
             if document_of.setdefault(document.id, index) != index:
                 raise RecordError(f"{path}: id {document.id!r} is that of another document, too.")
     return kept, document_of
@@ -188,6 +188,26 @@ def _distinct(config: CorpusConfig) -> tuple[list[_Kept], dict[str, int]]:
 
 def _build(config: CorpusConfig, builder: PromptBuilder) -> Corpus:
     documents, document_of = _distinct(config)
+    return assemble(documents, document_of, config, builder)
+
+
+def assemble(
+    documents: Sequence[Kept],
+    document_of: dict[str, int],
+    config: CorpusConfig,
+    builder: PromptBuilder,
+) -> Corpus:
+    """Cuts and names documents, wherever they are from.
+
+    Args:
+        documents: in order.
+        document_of: index of each by its key.
+        config: how; files are not read.
+        builder: encoder of the template.
+
+    Raises:
+        ConfigError: if ids do not suffice for the parts.
+    """
     texts, owners = _cut(PartWriter(builder, config.max_document_tokens), documents)
     if len(texts) >= config.id_space:
         raise ConfigError(
@@ -220,7 +240,7 @@ def _build(config: CorpusConfig, builder: PromptBuilder) -> Corpus:
 
 
 def _cut(
-    writer: PartWriter, documents: Sequence[_Kept]
+    writer: PartWriter, documents: Sequence[Kept]
 ) -> tuple[list[np.ndarray], Int[np.ndarray, " n"]]:
     """Text tokens of all parts, and the document of each."""
     texts, owners = [], []
