@@ -31,7 +31,7 @@ _COMPLETE = "_CHECKPOINT_METADATA"
 # In the name of a checkpoint that is being written.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 # Fields that change neither the parameters nor what they compute.
-_FREE_FIELDS = ("dtype", "remat", "memory.router_init")
+_FREE_FIELDS = ("dtype", "remat", "unroll_layers", "memory.router_init")
 
 
 @dataclasses.dataclass(frozen=True)

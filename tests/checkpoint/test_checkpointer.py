@@ -179,7 +179,11 @@ def test_another_model_is_one_sentence(directory):
 
 def test_compute_settings_do_not_make_another_model(directory):
     same = dataclasses.replace(
-        MODEL, dtype="float32", remat="nothing", memory=MemoryConfig(router_layers=(2, 3))
+        MODEL,
+        dtype="float32",
+        remat="nothing",
+        unroll_layers=True,
+        memory=MemoryConfig(router_layers=(2, 3)),
     )
     open_at(directory, same).close()
 
