@@ -76,12 +76,15 @@ def test_it_measures_writes_and_goes_on_where_it_stopped(folder, run):
     answered = [
         ("0", "msa no memory"),
         ("0", "msa oracle"),
+        ("0", "msa random"),
         (str(small_suite.SIZES[0]), "msa answers"),
     ]
     for size, system in answered:
         assert 0 <= by_name[size, system, "exact match"] <= by_name[size, system, "f1"] <= 1
     assert by_name["0", "msa no memory", "first id"] == 0
     assert by_name["0", "msa oracle", "recall@16 one round"] == 1
+    assert by_name["0", "msa random", "recall@16 one round"] == 0
+    assert by_name["0", "msa random", "documents read"] > 0
     assert "recall@16" in out and "msa answers" in out
     results = folder / "results"
     for name in ("recall.png", "recall.svg", "answers.png", "config.json"):

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from msa_jax.evaluation.qa import CONTROLS
 from msa_jax.evaluation.results import Results
 from msa_jax.evaluation.suite import Suite, facts_of
 from msa_jax.evaluation.suite_config import ANSWERS, BM25_SYSTEM, CHANCE, DENSE, MSA
@@ -22,6 +23,7 @@ _LINES = {
     DENSE: {"color": "C2", "marker": "^"},
     CHANCE: {"color": "grey", "linestyle": ":"},
 }
+_CONTROL_STYLES = dict(zip(CONTROLS, (":", "--", "-."), strict=True))
 # Columns of the table: what is shown of each system.
 _SHOWN = {
     CHANCE: ("recall@16",),
@@ -77,9 +79,9 @@ def plot_answers(results: Results, path: Path) -> None:
         )
         for row in results.rows:
             if row.set == name and row.metric == "f1" and row.memory_tokens == 0:
-                style = ":" if "no memory" in row.system else "--"
-                label = f"F1, {row.system.removeprefix(MSA).strip()}"
-                axis.axhline(row.value, color="grey", linestyle=style, label=label)
+                control = row.system.removeprefix(MSA).strip()
+                style = _CONTROL_STYLES[control]
+                axis.axhline(row.value, color="grey", linestyle=style, label=f"F1, {control}")
         _finish(axis, results, name)
     axes[0].set_ylabel("share, 95 % interval")
     _save(figure, axes, path)

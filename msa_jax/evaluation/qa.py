@@ -17,7 +17,9 @@ from msa_jax.evaluation.memories import Memories
 from msa_jax.evaluation.retrieval import DEPTH, EncodedMemory
 from msa_jax.typing import Int
 
-NO_MEMORY, ORACLE = "no memory", "oracle"
+# Controls: nothing to read, the right documents alone, and the smallest memory without them.
+NO_MEMORY, ORACLE, RANDOM = "no memory", "oracle", "random"
+CONTROLS = (NO_MEMORY, ORACLE, RANDOM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Reader:
 
         Args:
             memories: of the set.
-            size: of memory, by index; or a control: `NO_MEMORY`, or `ORACLE`, the positives alone.
+            size: of memory, by index; or one of `CONTROLS`.
             count: of questions.
             on_batch: called with the number of questions of each batch.
         """
@@ -58,7 +60,9 @@ class Reader:
         for start in range(0, count, self.batch_size):
             some = np.minimum(np.arange(start, start + self.batch_size), count - 1).tolist()
             memory = None
-            if size != NO_MEMORY:
+            if size == RANDOM:
+                memory = self.memory.of_questions(memories, 0, some, positives=False)
+            elif size != NO_MEMORY:
                 drawn = None if size == ORACLE else size
                 memory = self.memory.of_questions(memories, drawn, some)
             conversations += interleave(

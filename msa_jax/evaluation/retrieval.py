@@ -111,7 +111,11 @@ class EncodedMemory:
         return np.where(ids < 0, -1, self._part_of[ids])
 
     def of_questions(
-        self, memories: Memories, size: int | None, questions: Sequence[int]
+        self,
+        memories: Memories,
+        size: int | None,
+        questions: Sequence[int],
+        positives: bool = True,
     ) -> Memory:
         """The bank, in which each question finds the parts of its own memory alone.
 
@@ -119,14 +123,16 @@ class EncodedMemory:
             memories: of a set.
             size: of memory, by index; None for the positives alone.
             questions: of the set, by index.
+            positives: whether the positives are in it.
         """
         if memories not in self._places:
             self._places[memories] = memories.places(self._part_at).on_device()
         places = self._places[memories]
         draw = memories.draw(questions, places, [0 if size is None else size])
-        if size is None:
-            draw = dataclasses.replace(draw, counts=np.zeros_like(draw.counts))
-        mask = first_sizes(places.tier, places.position, draw) == 0
+        alone = dataclasses.replace(draw, counts=np.zeros_like(draw.counts))
+        mask = first_sizes(places.tier, places.position, alone if size is None else draw) == 0
+        if not positives:
+            mask &= first_sizes(places.tier, places.position, alone) != 0
         memory = self.bank.memory
         return Memory(memory.layers, dataclasses.replace(memory.index, doc_mask=mask[None]))
 

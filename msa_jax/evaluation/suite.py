@@ -228,7 +228,7 @@ class Suite:
             if t in config.answer_memory_tokens
         ]
         if controls:
-            asked = [(kind, 0, f"{MSA} {kind}") for kind in (qa.NO_MEMORY, qa.ORACLE)] + asked
+            asked = [(kind, 0, f"{MSA} {kind}") for kind in qa.CONTROLS] + asked
         for size, memory_tokens, system in asked:
             for name, memories in self.sets.items():
                 count = min(config.sets[name].answered, len(memories.questions))
