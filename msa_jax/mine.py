@@ -50,7 +50,7 @@ def _list(name: str, help_string: str) -> flags.FlagHolder:
     return flags.DEFINE_list(name, None, help_string, flag_values=FLAGS)
 
 
-def _integer(name: str, default: int, help_string: str) -> flags.FlagHolder:
+def _integer(name: str, default: int | None, help_string: str) -> flags.FlagHolder:
     return flags.DEFINE_integer(name, default, help_string, lower_bound=1, flag_values=FLAGS)
 
 
@@ -65,7 +65,7 @@ _DATASETS = _list(
 )
 _NEGATIVES = _integer("negatives", 8, "How many of a question, at most.")
 _MAX_RANK = _integer(
-    "max_rank", RANKED, "Leave out questions whose documents are all ranked lower."
+    "max_rank", None, "Leave out questions whose documents are all ranked lower; none by default."
 )
 _MAX_WORDS = _integer(
     "max_words", 150, "With --queries=synthetic: longer documents are not asked about."
@@ -87,9 +87,8 @@ def main(arguments: Sequence[str]) -> None:
     to = cli.given(_TO, "the file to write")
     corpus = read_corpus({"mined": source})
     documents = list(corpus.documents.values())
-    questions = corpus.questions["mined"]
-    if not are_given:
-        questions = questions_about(documents, _MAX_WORDS.value)
+    given = corpus.questions["mined"]
+    questions = given if are_given else questions_about(documents, _MAX_WORDS.value)
     if _METHOD.value == "bm25":
         rankings = Bm25(documents).rank(questions)
     else:

@@ -48,7 +48,7 @@ def mine_negatives(
     questions: Sequence[Question],
     rankings: Iterable[Sequence[int]],
     num_negatives: int,
-    max_rank: int = RANKED,
+    max_rank: int | None = None,
 ) -> Iterator[Question]:
     """Gives each question the best-ranked documents that do not answer it as its negatives.
 
@@ -57,14 +57,15 @@ def mine_negatives(
         questions: to be given negatives, in place of those that they have.
         rankings: for each question, indexes of documents, best first.
         num_negatives: at most so many.
-        max_rank: if less than `RANKED`, questions are left out whose positives are all ranked
-            lower: they do not say which document they are about.
+        max_rank: questions are left out whose positives are all ranked lower: they do not say which
+            document they are about. None keeps all.
     """
     by_id = {document.id: document for document in documents}
     for question, ranking in zip(questions, rankings, strict=True):
-        best = {documents[index].id for index in ranking[:max_rank]}
-        if max_rank < RANKED and best.isdisjoint(question.positive_ids):
-            continue
+        if max_rank is not None:
+            best = {documents[index].id for index in ranking[:max_rank]}
+            if best.isdisjoint(question.positive_ids):
+                continue
         answers = _answer_pattern(question)
         texts = {by_id[doc_id].text for doc_id in question.positive_ids}
         negatives: list[str] = []
