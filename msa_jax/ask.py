@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -105,12 +106,19 @@ _CONTENT_TIER = flags.DEFINE_enum(
     "Where content goes; by default the nearest place that has room.",
     flag_values=FLAGS,
 )
+_ATTRIBUTION = _string(
+    "attribution",
+    "File of a plot, written as PNG and SVG, of the documents and chunks that each token of the "
+    "answer attends to; for one question.",
+)
 _JSON = _switch("json", "Print a JSON object for each question, and nothing else.")
 _MEMORY_DEVICES = _integer("memory_devices", 1, "How many devices share the memory.")
 
 
 def main(arguments: Sequence[str]) -> None:
     questions, config = arguments[1:], _ask_config()
+    if _ATTRIBUTION.value and (len(questions) != 1 or _RETRIEVE.value):
+        raise ConfigError("--attribution is of one answer; give one question, and no --retrieve.")
     model = _model()
     mesh = make_mesh(MeshConfig(memory=_MEMORY_DEVICES.value))
     mesh = mesh if mesh.size > 1 else None
@@ -252,8 +260,11 @@ def _print_response(engine: Engine, questions: Sequence[str], config: AskConfig)
     elif _JSON.value:
         for answer in engine.ask_all(questions, config):
             _print_json(_as_object(answer))
+            _draw_attribution(engine, answer, config)
     elif len(questions) == 1:
-        _print_answer(engine.ask(questions[0], config, _print_now), shown=True)
+        answer = engine.ask(questions[0], config, _print_now)
+        _print_answer(answer, shown=True)
+        _draw_attribution(engine, answer, config)
     else:
         for answer in engine.ask_all(questions, config):
             print(f"\n{answer.question}")
@@ -280,6 +291,23 @@ def _print_answer(answer: Answer, shown: bool) -> None:
     _print_documents(answer.question, answer.documents)
     stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.seconds.items())
     print(f"seconds: {stages}; {answer.tokens} tokens, {answer.finished}", flush=True)
+
+
+def _draw_attribution(engine: Engine, answer: Answer, config: AskConfig) -> None:
+    """Draws what the answer attends to, if that was asked for and there is one."""
+    if not _ATTRIBUTION.value:
+        return
+    out = sys.stderr if _JSON.value else sys.stdout
+    if not answer.text:
+        print("No attribution: there is no answer.", file=out, flush=True)
+        return
+    # Only here, since what draws takes a while to load.
+    from msa_jax.evaluation.attribution import plot_attribution
+
+    path = Path(_ATTRIBUTION.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_attribution(engine.attribute(answer, config), path)
+    print(f"attribution: {path.with_suffix('.png')}, {path.with_suffix('.svg')}", file=out)
 
 
 def _print_error(question: str, error: Exception) -> None:

@@ -16,6 +16,7 @@ from absl import flags
 from msa_jax import cli
 from msa_jax.config_file import CONFIG, parse_flags
 from msa_jax.evaluation.curves import write_curves
+from msa_jax.evaluation.judge import JudgeError
 from msa_jax.evaluation.ruler.run import RulerRun, ruler_config
 from msa_jax.evaluation.suite import Suite
 from msa_jax.evaluation.suite_config import suite_config
@@ -40,7 +41,7 @@ def run() -> None:
     # Before JAX starts: a large memory needs most of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     cli.keep_compiled()
-    cli.run(main, flags.FLAGS, parse_flags)
+    cli.run(main, flags.FLAGS, parse_flags, mendable=(JudgeError,))
 
 
 if __name__ == "__main__":

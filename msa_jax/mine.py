@@ -65,7 +65,7 @@ _DATASETS = _list(
 )
 _NEGATIVES = _integer("negatives", 8, "How many of a question, at most.")
 _MAX_RANK = _integer(
-    "max_rank", None, "Leave out questions whose documents are all ranked lower; none by default."
+    "max_rank", None, "Leave out questions one of whose documents is ranked lower; none by default."
 )
 _MAX_WORDS = _integer(
     "max_words", 150, "With --queries=synthetic: longer documents are not asked about."

@@ -229,3 +229,30 @@ def test_flags_say_how_to_ask(run, monkeypatch):
             num_documents=3,
         ),
     ]
+
+
+def test_what_an_answer_attends_to_is_drawn(run, tmp_path):
+    path = tmp_path / "new" / "attention"
+    options = BRIEF | {"attribution": path, "num_documents": 1}
+    code, out, err = run("Who repaired the tower?", **options)
+    assert code == 0, err
+    assert out.endswith(f"attribution: {path}.png, {path}.svg\n")
+    drawing = path.with_suffix(".svg").read_text(encoding="utf-8")
+    assert path.with_suffix(".png").stat().st_size and "<!-- Who repaired the tower? -->" in drawing
+    assert re.search(r"<!-- \[5\] chunk \d: .+ -->", drawing)
+    (answer,) = objects(run("Who repaired the tower?", json=True, **options)[1])
+    assert answer["text"] in out
+
+
+@pytest.mark.parametrize("change", [{"questions": ["Who?", "What?"]}, {"retrieve": True}])
+def test_an_attribution_is_of_one_answer(run, tmp_path, change):
+    questions = change.pop("questions", ["Who?"])
+    code, _, err = run(*questions, attribution=tmp_path / "x.png", **change)
+    assert code == 2 and "--attribution is of one answer; give one question" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_answer_attends_to_nothing(run, tmp_path):
+    code, out, _ = run("Who?", attribution=tmp_path / "x.png", abstain_below=2.0)
+    assert code == 0 and "No attribution: there is no answer." in out
+    assert not list(tmp_path.iterdir())

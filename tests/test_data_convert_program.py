@@ -1,21 +1,22 @@
 """`python -m msa_jax.data.convert`: the commands of docs/data.md, and errors in one line."""
 
-import re
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from msa_jax import mine
+from msa_jax import evaluate, mine
 from msa_jax.data import convert
 from msa_jax.data.config import DataConfig
 from msa_jax.data.formats import FORMATS
 from msa_jax.data.records import check_references, read_documents, read_questions
 from tests.data.published import write_published
+from tests.doc_commands import ROOT, blocks, runnable
+from tests.engine.banks import save_model
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
-PROGRAMS = {"msa_jax.data.convert": convert, "msa_jax.mine": mine}
+PAGE = ROOT / "docs" / "data.md"
+PROGRAMS = {"msa_jax.data.convert", "msa_jax.mine", "msa_jax.evaluate"}
 
 
 @pytest.fixture
@@ -31,16 +32,11 @@ def run(monkeypatch, capsys):
     return run
 
 
-def blocks(language):
-    text = PAGE.read_text(encoding="utf-8")
-    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [code.replace("\\\n", " ") for of, code in found if of == language]
-
-
 def commands(program):
     """The arguments of each command of the page that runs a program of ours."""
-    lines = [shlex.split(line) for code in blocks("") for line in code.splitlines()]
-    return [line[3:] for line in lines if line[:3] == ["python", "-m", program]]
+    lines = [shlex.split(line) for line in runnable(PAGE)]
+    assert {line[2] for line in lines} == PROGRAMS
+    return [line[3:] for line in lines if line[2] == program]
 
 
 @pytest.fixture
@@ -78,12 +74,28 @@ def test_what_the_page_does_with_converted_files(run, place):
     before, after = (read_questions(f"data/squad/{x}.jsonl") for x in ("questions", "mined"))
     assert [x.id for x in before] == [x.id for x in after]
     assert not any(x.negative_ids for x in before) and all(x.negative_ids for x in after)
-    (code,) = blocks("python")
+    page = PAGE.read_text(encoding="utf-8")
+    (code,) = [code for language, code in blocks(page) if language == "python"]
     names = {}
     exec(code, names)
     for source in DataConfig(sources=names["sources"]).all_sources().values():
         for path in (*source.document_paths, *source.question_paths):
             assert Path(path).is_file()
+
+
+@pytest.mark.slow
+def test_the_page_measures_a_model_on_a_converted_file(run, place):
+    for line in commands("msa_jax.data.convert"):
+        run(convert, line)
+    (place / "configs").symlink_to(ROOT / "configs")
+    (place / "runs" / "mine").mkdir(parents=True)
+    save_model(place / "runs" / "mine", num_layers=1, memory={"router_layers": (0,)})
+    (line,) = commands("msa_jax.evaluate")
+    small = ["--config.memory_tokens=(60,)", "--config.encode_batch_tokens=1024"]
+    code, out, err = run(evaluate, [*line, *small])
+    assert code == 0, err
+    assert " bm25 " in out and " msa " in out
+    assert (place / "runs" / "mine_measured" / "results.csv").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """README.md and docs/: their commands exist, their links lead somewhere, and the site builds.
 
-What commands do is tested elsewhere (`test_banks_page.py`, and a file for each program). Here they
-are only read: the module, its flags, and the fields of its configuration.
+Every command is run by the test of its page, or `doc_commands.py` says why not. Here commands are
+only read: the module, its flags, and the fields of its configuration.
 """
 
 import dataclasses
@@ -25,10 +25,17 @@ from msa_jax.evaluation.ruler.run import ruler_config
 from msa_jax.evaluation.suite_config import suite_config
 from msa_jax.training.config import train_config
 from msa_jax.training.curriculum import StageConfig
-from tests.test_banks_page import blocks
+from tests.doc_commands import (
+    PAGES,
+    ROOT,
+    RUN_BY,
+    commands,
+    prose,
+    runnable,
+    unused_reasons,
+    why_not_run,
+)
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = ROOT / "docs" / "reference"
 
 # For a configuration that a page lets its reader write.
@@ -42,20 +49,25 @@ def get_config():
 """
 
 
-def prose(text):
-    """A page without its blocks of code."""
-    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+COMMANDS = {
+    command: page.name
+    for page in PAGES
+    for command in commands(page)
+    if command.startswith("python -m ")
+}
 
 
-def commands(page):
-    """The commands of a page that start a module, those within a sentence too."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line for language, code in blocks(text) if not language for line in code.splitlines()]
-    lines += re.findall(r"`(python -m [^`]+)`", prose(text))
-    return [line for line in map(str.strip, lines) if line.startswith("python -m ")]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_run_by_a_test_or_has_a_reason(page):
+    test = RUN_BY.get(str(page.relative_to(ROOT)))
+    assert runnable(page) == [] or test, "name the test in doc_commands.RUN_BY, or give a reason"
+    assert test is None or page.stem in (ROOT / test).read_text(encoding="utf-8")
 
 
-COMMANDS = {command: page.name for page in PAGES for command in commands(page)}
+def test_what_a_new_command_needs():
+    assert why_not_run("make demo") and unused_reasons() == []
+    assert why_not_run("python -m msa_jax.ask --bank=bank 'Who?'") is None
+    assert why_not_run("curl https://example.org") is None
 
 
 def check_own_flags(program, arguments):
@@ -84,6 +96,12 @@ def check_configuration(name, arguments, monkeypatch):
 
 @pytest.fixture
 def my_config(tmp_path):
+    """A folder with what configurations of the pages read when they are loaded."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("runs/tiny/corpus/heldout.documents", "data/squad/documents"):
+        file = tmp_path / f"{name}.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text('{"id": "d1", "text": "A document."}\n')
     path = tmp_path / "my_config.py"
     path.write_text(MY_CONFIG.format(tiny=ROOT / "configs" / "tiny.py"))
     return path
@@ -100,7 +118,7 @@ def test_a_command_names_what_there_is(command, my_config, monkeypatch):
     elif hasattr(program := importlib.import_module(name), "FLAGS"):
         check_own_flags(program, arguments)
     elif arguments:
-        monkeypatch.chdir(ROOT)
+        monkeypatch.chdir(my_config.parent)
         mine = [x.replace("=my_config.py", f"={my_config}") for x in arguments]
         check_configuration(name, mine, monkeypatch)
 

@@ -10,11 +10,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from msa_jax import evaluate as program
+from msa_jax.evaluation.results import Results
 from msa_jax.evaluation.suite import Suite
 from msa_jax.evaluation.suite_config import SYSTEMS, suite_config
 from tests.evaluation import small_suite
+from tests.evaluation.test_judge import Endpoint, completion
 
-WITHOUT_DENSE = tuple(system for system in SYSTEMS if system != "dense")
+WITHOUT_DENSE = tuple(system for system in SYSTEMS if not system.startswith("dense"))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def rows_of(folder):
 
 
 @pytest.mark.slow
-def test_it_measures_writes_and_goes_on_where_it_stopped(folder, run):
+def test_it_measures_writes_and_goes_on_where_it_stopped(folder, run, monkeypatch):
     code, out, err = run(systems=("chance", "bm25"))
     assert code == 0, err
     before = rows_of(folder)
@@ -77,7 +79,8 @@ def test_it_measures_writes_and_goes_on_where_it_stopped(folder, run):
         ("0", "msa no memory"),
         ("0", "msa oracle"),
         ("0", "msa random"),
-        (str(small_suite.SIZES[0]), "msa answers"),
+        *((str(small_suite.SIZES[0]), x) for x in ("msa answers", "bm25 answers")),
+        *((str(x), "full attention") for x in small_suite.SIZES[:2]),
     ]
     for size, system in answered:
         assert 0 <= by_name[size, system, "exact match"] <= by_name[size, system, "f1"] <= 1
@@ -85,18 +88,59 @@ def test_it_measures_writes_and_goes_on_where_it_stopped(folder, run):
     assert by_name["0", "msa oracle", "recall@16 one round"] == 1
     assert by_name["0", "msa random", "recall@16 one round"] == 0
     assert by_name["0", "msa random", "documents read"] > 0
+    assert by_name["0", "msa random", "read f1"] == 0
+    assert by_name["0", "msa oracle", "read precision"] == 1
+    # The documents with the names of the animals come first.
+    assert by_name["200", "bm25 answers", "read recall"] == 1
+    assert 1 <= by_name["200", "bm25 answers", "documents read"] <= 2
+    # A context of 360 tokens has room for a memory of 200, and not for one of 400.
+    assert by_name["200", "full attention", "read recall"] == 1
+    whole, cut = (by_name[x, "full attention", "tokens read"] for x in ("200", "400"))
+    assert 0 < whole < cut < 360
     assert "recall@16" in out and "msa answers" in out
     results = folder / "results"
     for name in ("recall.png", "recall.svg", "answers.png", "config.json"):
         assert (results / name).stat().st_size
+    routers = results / f"routers_animals_{small_suite.SIZES[-1]}"
+    diagnosis = json.loads((routers / "diagnosis.json").read_text())
+    assert diagnosis["questions"] == 7 and (routers / "layers.png").stat().st_size
     facts = json.loads((results / "facts.json").read_text())
     assert len(facts) == 2, "one for each run"
     assert facts[-1]["corpus"]["parts_by_pool"]["zoo"] == len(small_suite.ANIMALS)
     with open(results / "predictions.jsonl", encoding="utf-8") as file:
         kept = [json.loads(line) for line in file]
     assert {x["system"] for x in kept} == {"bm25", "msa", "msa answers", *(s for _, s in answered)}
+    as_json = json.loads((results / "results.json").read_text())
+    assert [{x: str(row[x]) for x in row} for row in as_json] == rows
     assert run(systems=WITHOUT_DENSE)[0] == 0
     assert rows_of(folder) == rows
+    judged = rows_after_judging(folder, run, monkeypatch)
+    assert judged[: len(rows)] == rows
+    with_f1 = [(x["memory_tokens"], x["system"]) for x in rows if x["metric"] == "f1"]
+    assert [(x["memory_tokens"], x["system"]) for x in judged[len(rows) :]] == with_f1
+    assert {(x["metric"], x["value"]) for x in judged[len(rows) :]} == {("judge", "4.0")}
+
+
+def rows_after_judging(folder, run, monkeypatch):
+    """Results after another run, in which a judge finds all answers good."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    endpoint = Endpoint(lambda body, number: (200, completion("4"), {}))
+    code, out, err = run(systems=("chance",), judge={"url": endpoint.url, "model": "judge"})
+    endpoint.close()
+    assert code == 0, err
+    assert "4.0 ±0.0" in out
+    return rows_of(folder)
+
+
+def test_a_judge_that_refuses_is_one_line(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    kept = {"question": "q3", "answer": "a mill"}
+    Results(tmp_path).add("animals", 7, "msa answers", {"f1": [0.0]}, [kept])
+    endpoint = Endpoint(lambda body, number: (401, b"no", {}))
+    judge = {"url": endpoint.url, "model": "judge"}
+    code, _, err = run(systems=(), judge=judge, workdir=str(tmp_path))
+    endpoint.close()
+    assert code == 2 and err.splitlines()[-1].startswith("error: the judge at http://127.0.0.1")
 
 
 def test_another_corpus_in_the_same_place_is_an_error(folder, run):

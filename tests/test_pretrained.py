@@ -18,8 +18,9 @@ from msa_jax.engine.loading import fingerprint, load_model
 from msa_jax.memory.store import Store
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.training.trainer import train
+from tests.doc_commands import ROOT
 from tests.engine.banks import numbered, save_model
-from tests.test_banks_page import ROOT, run_code, run_commands
+from tests.test_banks_page import run_code, run_commands
 from tests.training.tiny import (
     model_config,
     random_batch,
@@ -190,10 +191,10 @@ def test_the_page(saved, trained, backbone, folder, monkeypatch, capsys):
     monkeypatch.setenv("MSA_JAX_CACHE", str(place / "cache"))
     monkeypatch.setattr(pretrained, "_HOME", place / "pretrained")
     monkeypatch.setattr(pretrained, "fetch", lambda source: backbone)
-    page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
-    names = run_code(page)
+    page = ROOT / "docs" / "adapters.md"
+    names = run_code(page.read_text(encoding="utf-8"))
     assert names["saved"].error < 0.01 and "of the change is lost" in capsys.readouterr().out
-    assert run_commands(page, monkeypatch) == 3
+    assert len(run_commands(page, monkeypatch)) == 3
     with Store.open("bank") as store:
         assert len(list(store.keys())) == 3
     merged = load_model("merged", dtype="float32").params

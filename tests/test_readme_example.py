@@ -1,19 +1,24 @@
-"""The code in README.md runs, is short, and does what the text around it says."""
-
-import re
-from pathlib import Path
+"""The code in README.md and docs/modules.md runs, is short, and does what the text says."""
 
 import jax
 import numpy as np
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+from tests import doc_commands
+
+
+def python_blocks(name):
+    text = (doc_commands.ROOT / name).read_text(encoding="utf-8")
+    return [code for language, code in doc_commands.blocks(text) if language == "python"]
 
 
 @pytest.fixture(scope="module")
 def blocks():
-    section = README.read_text(encoding="utf-8").partition("<!-- ATTENTION-EXAMPLE")[2]
-    return re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    return python_blocks("docs/modules.md")
+
+
+def test_the_block_of_the_readme_is_the_first_of_the_page(blocks):
+    assert python_blocks("README.md") == blocks[:1]
 
 
 def test_each_block_is_ten_lines_of_code(blocks):

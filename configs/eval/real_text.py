@@ -75,7 +75,10 @@ def get_config(folder: str = "data") -> ConfigDict:
         *(size * MILLION for size in (1, 4, 10, 30, 100)),
     )
     c.answer_memory_tokens = (16_000, 256_000, MILLION, 10 * MILLION, 100 * MILLION)
-    c.systems = ("chance", "bm25", "dense", "msa", "msa answers")
+    c.systems = (
+        *("chance", "bm25", "dense", "msa", "msa answers"),
+        *("bm25 answers", "dense answers", "full attention"),
+    )
     # In bfloat16, chunks of 16 tokens would take 114 GB.
     c.key_dtype = "int8"
     c.content_dtype = "int8"
@@ -92,7 +95,15 @@ def get_config(folder: str = "data") -> ConfigDict:
         "router_temperature": config_dict.placeholder(float),
     }
     c.max_answer_tokens = 32
+    # Of SmolLM2.
+    c.context_tokens = 8192
     c.dense_model = config_dict.placeholder(str)
     c.dense_dtype = "bfloat16"
+    # Nobody grades answers unless there is a URL.
+    c.judge = {
+        "url": config_dict.placeholder(str),
+        "model": config_dict.placeholder(str),
+        "key_variable": "JUDGE_API_KEY",
+    }
     c.seed = 0
     return c

@@ -102,13 +102,28 @@ def document_attention(
         mask: which slots hold a chunk; without any, all shares are zero.
         num_documents: k.
     """
-    *batch, num_heads, head_dim = queries.shape
-    grouped = queries.reshape(*batch, keys.shape[-2], -1, head_dim)
-    scores = jnp.einsum("...kgh,...xkh->...kgx", grouped, keys, preferred_element_type=jnp.float32)
-    exists = mask[..., None, None, :]
-    weights = jax.nn.softmax(jnp.where(exists, scores * head_dim**-0.5, _MASKED), axis=-1)
-    shares = jnp.where(exists, weights, 0.0).sum(axis=(-3, -2)) / num_heads
-    return shares.reshape(*batch, num_documents, -1).sum(axis=-1)
+    one_token = queries[..., None, :, :], keys, mask[..., None, :]
+    shares = attention_weights(*one_token)[..., 0, :]
+    return shares.reshape(*shares.shape[:-1], num_documents, -1).sum(axis=-1)
+
+
+def attention_weights(
+    queries: Float[Array, "*batch T N H"],
+    keys: Float[Array, "*batch A K H"],
+    mask: Bool[Array, "*batch T A"],
+) -> Float[Array, "*batch T A"]:
+    """What `masked_attention` multiplies values by, a mean over heads; zeros if a token sees none.
+
+    Holds the weights of all heads at once.
+    """
+    *batch, length, num_heads, head_dim = queries.shape
+    grouped = queries.reshape(*batch, length, keys.shape[-2], -1, head_dim)
+    scores = jnp.einsum(
+        "...tkgh,...akh->...tkga", grouped, keys, preferred_element_type=jnp.float32
+    )
+    is_seen = mask[..., None, None, :]
+    weights = jax.nn.softmax(jnp.where(is_seen, scores * head_dim**-0.5, _MASKED), axis=-1)
+    return jnp.where(is_seen, weights, 0.0).sum(axis=(-3, -2)) / num_heads
 
 
 def _has_fused_kernel(queries: Array) -> bool:

@@ -127,7 +127,7 @@ def retrievals(
         original_tokens: for all their texts together; the longest are cut until they fit.
     """
     pieces = builder.prompt(question)
-    for sources in _cap_texts(hops, original_tokens):
+    for sources in cap_texts(hops, original_tokens):
         ids = [source.doc_id for source in sources]
         pieces.append(builder.retrieved(ids, generated=False))
         pieces.append(builder.originals(ids, [source.tokens for source in sources]))
@@ -161,7 +161,7 @@ def _fit(
     return conversation(asked, original_tokens=-too_many)
 
 
-def _cap_texts(hops: Sequence[Sequence[Source]], budget: int) -> list[list[Source]]:
+def cap_texts(hops: Sequence[Sequence[Source]], budget: int) -> list[list[Source]]:
     """Shortens the longest texts until all of them together have at most `budget` tokens."""
     lengths = sorted(len(source.tokens) for hop in hops for source in hop)
     cap = 0

@@ -57,14 +57,14 @@ def mine_negatives(
         questions: to be given negatives, in place of those that they have.
         rankings: for each question, indexes of documents, best first.
         num_negatives: at most so many.
-        max_rank: questions are left out whose positives are all ranked lower: they do not say which
-            document they are about. None keeps all.
+        max_rank: questions are left out of whose positives one is ranked lower: they do not say
+            which documents they are about. None keeps all.
     """
     by_id = {document.id: document for document in documents}
     for question, ranking in zip(questions, rankings, strict=True):
         if max_rank is not None:
             best = {documents[index].id for index in ranking[:max_rank]}
-            if best.isdisjoint(question.positive_ids):
+            if not best.issuperset(question.positive_ids):
                 continue
         answers = _answer_pattern(question)
         texts = {by_id[doc_id].text for doc_id in question.positive_ids}

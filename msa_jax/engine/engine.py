@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from msa_jax.data.examples import token_block
 from msa_jax.data.records import Document
 from msa_jax.engine.answers import Answer, AskConfig, Found, found
+from msa_jax.engine.attribution import Attribution, attribute
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.ingest import Counts, Ingestor, create_bank, new_layout, part_text
@@ -244,6 +245,27 @@ class Engine:
         """
         self.bank.refresh()
         return self._rank(self._memory(filters), [question], num_documents)[0]
+
+    def attribute(self, answer: Answer, config: AskConfig = _AS_USUAL) -> Attribution:
+        """Says which documents and chunks each token of an answer attends to.
+
+        Args:
+            answer: of this engine; the bank must be what it was then.
+            config: how it was asked for.
+
+        Raises:
+            ValueError: if there is no answer, because the engine abstained, say.
+        """
+        return attribute(
+            self.generator,
+            self.loaded.builder,
+            self._library(config),
+            answer.question,
+            answer.text,
+            [one.named for one in answer.rounds],
+            answer.finished == "end",
+            config.interleave.max_original_tokens,
+        )
 
     def add(self, documents: Iterable[Document]) -> Counts:
         """Adds documents, or replaces those with the same key; the next question can use them."""

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from msa_jax.config import ModelConfig
 from msa_jax.core.segments import PADDING, TokenBlock
 from msa_jax.engine import decoding
 from msa_jax.engine.decoding import NOTHING, STEPS_PER_CALL
@@ -41,6 +42,11 @@ class Generator:
         """
         self._weights = (model, params)
         self._mesh = mesh
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        return self._weights[0].config
 
     def start(
         self,

@@ -146,6 +146,7 @@ def interleave(
     sampling: SamplingConfig,
     search_docs: int = 0,
     on_text: Callable[[int, str], None] = lambda question, text: None,
+    given: Sequence[Sequence[Sequence[Source]]] | None = None,
 ) -> list[Conversation]:
     """Answers questions over a memory, reading as many originals as each of them needs.
 
@@ -159,6 +160,7 @@ def interleave(
             with it; one that is asked twice at once draws twice.
         search_docs: documents to list per router layer if more than `top_k_docs`.
         on_text: called with the index of a question and the next text of its answer.
+        given: documents that each question has read before it starts, by retrieval.
 
     Returns:
         A conversation for each question.
@@ -172,7 +174,9 @@ def interleave(
     repeated = collections.Counter()
     asked = []
     for index, question in enumerate(questions):
-        asked.append(_Asked(index, question, repeated[question], closing=config.max_rounds == 0))
+        hops = [] if given is None else [list(hop) for hop in given[index]]
+        closing = config.max_rounds == 0
+        asked.append(_Asked(index, question, repeated[question], closing, hops))
         repeated[question] += 1
     waiting = asked
     while waiting:

@@ -14,6 +14,7 @@ import io
 import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -100,6 +101,16 @@ class Corpus:
         """Tokens of each part as memory holds it."""
         return np.diff(self.stops, prepend=0)
 
+    def parts_called(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+        """Parts with these ids; -1 for -1."""
+        return np.where(ids < 0, -1, self._part_of[ids])
+
+    @cached_property
+    def _part_of(self) -> Int[np.ndarray, " ids"]:
+        part_of = np.full(self.ids.max() + 1, -1)
+        part_of[self.ids] = np.arange(len(self))
+        return part_of
+
     def part(self, index: int) -> Int[np.ndarray, " T"]:
         """A part as memory holds it."""
         start = self.stops[index - 1] if index else 0
@@ -170,12 +181,17 @@ class Kept(NamedTuple):
     file: int
 
 
+def pool_of(document: Document, path: str) -> str:
+    """The pool of a document of this file (`CorpusConfig`)."""
+    return document.metadata.get("source", Path(path).name.partition(".")[0])
+
+
 def _distinct(config: CorpusConfig) -> tuple[list[Kept], dict[str, int]]:
     """Documents without copies, and the index of each by key."""
     kept, document_of, first_with = [], {}, {}
     for file, path in enumerate(tqdm(config.documents, desc="read", unit="file")):
         for document in read_documents(path):
-            pool = document.metadata.get("source", Path(path).name.partition(".")[0])
+            pool = pool_of(document, path)
             if pool in config.without_pools:
                 continue
             index = first_with.setdefault(document.text.strip(), len(kept))

@@ -11,10 +11,23 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from msa_jax.evaluation.facts import facts_of
+from msa_jax.evaluation.judging import GRADE
 from msa_jax.evaluation.qa import CONTROLS
-from msa_jax.evaluation.results import Results
-from msa_jax.evaluation.suite import Suite, facts_of
-from msa_jax.evaluation.suite_config import ANSWERS, BM25_SYSTEM, CHANCE, DENSE, MSA
+from msa_jax.evaluation.report import aligned
+from msa_jax.evaluation.results import Results, Row
+from msa_jax.evaluation.suite import Suite
+from msa_jax.evaluation.suite_config import (
+    ANSWERS,
+    BM25_ANSWERS,
+    BM25_SYSTEM,
+    CHANCE,
+    DENSE,
+    DENSE_ANSWERS,
+    FULL_ATTENTION,
+    MSA,
+)
+from msa_jax.figures import save_figure
 
 _RECALL = "recall@16"
 _LINES = {
@@ -24,14 +37,17 @@ _LINES = {
     CHANCE: {"color": "grey", "linestyle": ":"},
 }
 _CONTROL_STYLES = dict(zip(CONTROLS, (":", "--", "-."), strict=True))
-# Columns of the table: what is shown of each system.
-_SHOWN = {
-    CHANCE: ("recall@16",),
-    BM25_SYSTEM: ("recall@1", "recall@16", "all@16"),
-    DENSE: ("recall@1", "recall@16", "all@16"),
-    MSA: ("recall@1", "recall@16", "all@16", "recall@16 union"),
-    ANSWERS: ("first id", "exact match", "f1", "all@16 one round", "all@16 interleaved"),
+_READERS = {
+    BM25_ANSWERS: {"color": "C1", "marker": "s"},
+    DENSE_ANSWERS: {"color": "C2", "marker": "^"},
+    FULL_ATTENTION: {"color": "C5", "marker": "D"},
 }
+# Columns of the tables: of systems that rank, and of those that answer.
+_RANKED = ("recall@1", "recall@4", "recall@16", "mrr@16", "all@16", "recall@16 union")
+_ANSWERED = (
+    *("exact match", "f1", GRADE, "first id", "all@16 one round", "all@16 interleaved"),
+    *("documents read", "read precision", "read recall", "read f1", "tokens read"),
+)
 
 
 def write_curves(suite: Suite, command: Sequence[str]) -> str:
@@ -41,11 +57,13 @@ def write_curves(suite: Suite, command: Sequence[str]) -> str:
     # A list, since systems may have been measured one after the other, on different machines.
     facts = folder / "facts.json"
     runs = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else []
-    _write_json(facts, [*runs, facts_of(suite, command)])
-    if results.rows:
+    _write_json(facts, [*runs, facts_of(suite.corpus, suite.sets, suite.seconds, command)])
+    _write_json(folder / "results.json", [row._asdict() for row in results.rows])
+    metrics = {row.metric for row in results.rows}
+    if _RECALL in metrics:
         plot_recall(results, folder / "recall")
-        if any(row.metric == "f1" for row in results.rows):
-            plot_answers(results, folder / "answers")
+    if "f1" in metrics:
+        plot_answers(results, folder / "answers")
     return format_results(results)
 
 
@@ -55,7 +73,7 @@ def _write_json(path: Path, values: Any) -> None:
 
 def plot_recall(results: Results, path: Path) -> None:
     """Recall against the size of memory, one panel per set; as PNG and SVG."""
-    sets = list(dict.fromkeys(row.set for row in results.rows))
+    sets = list(dict.fromkeys(row.set for row in results.rows if row.metric == _RECALL))
     figure, axes = _panels(sets)
     for axis, name in zip(axes, sets, strict=True):
         for system, style in _LINES.items():
@@ -77,6 +95,8 @@ def plot_answers(results: Results, path: Path) -> None:
         _draw(
             axis, results, name, ANSWERS, "first id", label="first id right", color="C3", marker="v"
         )
+        for system, style in _READERS.items():
+            _draw(axis, results, name, system, "f1", label=f"F1, {system}", **style)
         for row in results.rows:
             if row.set == name and row.metric == "f1" and row.memory_tokens == 0:
                 control = row.system.removeprefix(MSA).strip()
@@ -88,18 +108,31 @@ def plot_answers(results: Results, path: Path) -> None:
 
 
 def format_results(results: Results) -> str:
-    """A line for each set, size and system."""
-    lines = []
+    """Two tables, of rankings and of answers: a line for each set, size and system.
+
+    Each value is a mean, with half the width of its 95 % interval.
+    """
     keys = dict.fromkeys((row.set, row.memory_tokens, row.system) for row in results.rows)
-    for name, memory_tokens, system in sorted(keys, key=lambda key: (key[0], key[1])):
-        cells = [f"{name:12}", f"{memory_tokens:>12,}", f"{system:14}"]
-        shown = _SHOWN.get(system, _SHOWN[ANSWERS])
-        for metric in shown:
-            row = results.value(name, memory_tokens, system, metric)
-            if row is not None:
-                cells.append(f"{metric} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]")
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    tables = []
+    for metrics in (_RANKED, _ANSWERED):
+        rows = {key: [results.value(*key, metric) for metric in metrics] for key in keys}
+        rows = {key: row for key, row in rows.items() if any(row)}
+        # A column that nobody has is left out.
+        used = [i for i in range(len(metrics)) if any(row[i] for row in rows.values())]
+        lines = [["questions", "memory", "system", *(metrics[i] for i in used)]]
+        for key in sorted(rows, key=lambda key: key[:2]):
+            name, memory_tokens, system = key
+            lines.append([name, f"{memory_tokens:,}", system, *(_cell(rows[key][i]) for i in used)])
+        if rows:
+            tables.append(aligned(lines))
+    return "\n\n".join(tables)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    digits = 3 if row.high <= 1 else 1
+    return f"{row.value:,.{digits}f} ±{(row.high - row.low) / 2:,.{digits}f}"
 
 
 def _panels(sets: Sequence[str]):
@@ -117,6 +150,7 @@ def _draw(axis, results: Results, name: str, system: str, metric: str, **style) 
         axis.plot(sizes, [row.value for row in rows], **style)
         bounds = [row.low for row in rows], [row.high for row in rows]
         axis.fill_between(sizes, *bounds, color=style["color"], alpha=0.15, linewidth=0)
+        axis.vlines(sizes, *bounds, color=style["color"], alpha=0.4)  # One size has no band.
 
 
 def _finish(axis, results: Results, name: str) -> None:
@@ -133,8 +167,7 @@ def _finish(axis, results: Results, name: str) -> None:
 
 def _save(figure: Figure, axes, path: Path) -> None:
     axes[0].legend(fontsize="small")
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+    save_figure(figure, path)
 
 
 def _short(tokens: float, _) -> str:

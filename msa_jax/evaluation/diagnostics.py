@@ -13,16 +13,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from msa_jax.core.routing import choices_in_common
+from msa_jax.core.routing import COLLAPSED, choices_in_common
 from msa_jax.engine.interleave import Round
 from msa_jax.evaluation import metrics
+from msa_jax.figures import save_figure
 from msa_jax.typing import Bool, Float, Int
-
-# The value of `Diagnosis.collapse` above which a layer counts as collapsed: all questions get the
-# same documents for half of their choices, or 70 % of the questions get the same for all of them.
-# Questions on one subject, and those that need the same document, share fewer, and rightly. Layers
-# of configs/tiny.py have 0.10 to 0.13 on held-out questions, and 0.12 to 0.39 before training.
-COLLAPSED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +59,10 @@ class Diagnosis:
         agreement: mean Jaccard index of what two layers choose for the same question.
         shared: share of its choices that a question has in common with another one, by layer.
         chance: what `shared` would be if documents were chosen at random.
-        collapse: `shared` on the scale from chance, 0, to the same choices for all, 1.
+        collapse: `shared` on the scale from chance, 0, to `most`, 1.
         histograms: of scores.
+        most: what `shared` would be if the same documents were preferred whatever is asked; less
+            than 1 if questions have memories of their own.
     """
 
     layers: tuple[int, ...]
@@ -76,6 +73,7 @@ class Diagnosis:
     chance: float
     collapse: Float[np.ndarray, " L"]
     histograms: ScoreHistograms
+    most: float = 1.0
 
     def warnings(self) -> list[str]:
         """A sentence for each layer that has collapsed, with what to do."""
@@ -217,7 +215,7 @@ def score_histograms(
     listings: Listings, positives: Sequence[Collection[int]], num_bins: int = 40
 ) -> ScoreHistograms:
     """How positives and negatives that were listed score in each layer."""
-    listed, positive = listings.documents >= 0, _positive(listings, positives)
+    listed, positive = listings.documents >= 0, is_positive(listings, positives)
     found = listings.scores[listed]
     edges = (
         np.histogram_bin_edges(found, num_bins) if found.size else np.linspace(0, 1, num_bins + 1)
@@ -235,9 +233,10 @@ def score_histograms(
     return ScoreHistograms(edges, shares(positive), shares(listed & ~positive))
 
 
-def _positive(
+def is_positive(
     listings: Listings, positives: Sequence[Collection[int]]
 ) -> Bool[np.ndarray, "L B k"]:
+    """Whether each document that was listed is one that its question needs."""
     of_questions = [
         np.isin(listings.documents[:, question], list(needed))
         for question, needed in enumerate(positives)
@@ -260,7 +259,7 @@ def plot_layers(diagnosis: Diagnosis, path: Path) -> None:
         recall.plot(diagnosis.layers, values, marker="o", label=f"recall@{depth}")
     recall.set_title("share of positives found")
     # The threshold as a share of choices, as the line that it is for has them.
-    limit = diagnosis.chance + COLLAPSED * (1 - diagnosis.chance)
+    limit = diagnosis.chance + COLLAPSED * (diagnosis.most - diagnosis.chance)
     shared.plot(diagnosis.layers, diagnosis.shared, marker="o", label="two questions")
     shared.axhline(limit, color="C3", linestyle="--", label="collapsed above")
     shared.axhline(diagnosis.chance, color="grey", linestyle=":", label="chance")
@@ -271,7 +270,7 @@ def plot_layers(diagnosis: Diagnosis, path: Path) -> None:
         axis.set_ylim(-0.02, 1.02)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_agreement(diagnosis: Diagnosis, path: Path) -> None:
@@ -290,7 +289,7 @@ def plot_agreement(diagnosis: Diagnosis, path: Path) -> None:
     axis.set_ylabel("router layer")
     axis.set_title(f"Jaccard index of the top {diagnosis.top_k_docs}")
     figure.colorbar(image)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_scores(diagnosis: Diagnosis, path: Path) -> None:
@@ -310,9 +309,4 @@ def plot_scores(diagnosis: Diagnosis, path: Path) -> None:
     panels[0].legend(fontsize="small")
     figure.supxlabel("score")
     figure.supylabel("share of each kind")
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+    save_figure(figure, path)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from msa_jax.evaluation.scaling import ScalingPoint
+from msa_jax.figures import save_figure
 
 
-def plot_scaling(points: Sequence[ScalingPoint], path: str | os.PathLike) -> None:
-    """Recall of the best router layer against the size of memory, one panel per kind."""
+def plot_scaling(points: Sequence[ScalingPoint], path: Path) -> None:
+    """Recall of the best router layer against memory size, one panel per kind; PNG and SVG."""
     kinds = sorted({point.kind for point in points})
     figure = Figure(figsize=(5.2 * len(kinds), 4), layout="constrained")
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
@@ -37,7 +38,7 @@ def plot_scaling(points: Sequence[ScalingPoint], path: str | os.PathLike) -> Non
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of questions")
     axes[0].legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def metric_of(curve: Sequence[ScalingPoint]) -> str:

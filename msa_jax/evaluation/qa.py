@@ -100,7 +100,6 @@ def answer_measures(
         conversation: on the question.
     """
     corpus, documents = memories.corpus, memories.documents[question]
-    accepted = memories.questions[question].answers
     named = [
         part for one in conversation.rounds for part in memory.parts_of(np.array(one.named, int))
     ]
@@ -114,18 +113,57 @@ def answer_measures(
         f"recall@{DEPTH} interleaved": metrics.recall_at(ranks[1], DEPTH),
         f"all@{DEPTH} one round": metrics.all_at(ranks[0], DEPTH),
         f"all@{DEPTH} interleaved": metrics.all_at(ranks[1], DEPTH),
-        "documents read": float(len(conversation.documents)),
         "rounds": float(len(conversation.rounds)),
+        **_of_any_answer(memories, question, conversation),
     }
-    if accepted:
-        measures["exact match"] = metrics.exact_match(conversation.answer, accepted)
-        measures["f1"] = metrics.f1_score(conversation.answer, accepted)
     kept = {
         "answer": conversation.answer,
         "finished": conversation.finished,
         "named": [list(one.named) for one in conversation.rounds],
     }
     return measures, kept
+
+
+def given_measures(
+    memories: Memories, question: int, conversation: Conversation, tokens_read: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What to know of an answer from documents that were given, and what to keep of it.
+
+    Args:
+        memories: of the set.
+        question: of the set, by index.
+        conversation: on the question.
+        tokens_read: of the documents' texts.
+    """
+    measures = {
+        "tokens read": float(tokens_read),
+        **_of_any_answer(memories, question, conversation),
+    }
+    kept = {
+        "answer": conversation.answer,
+        "finished": conversation.finished,
+        "read": list(conversation.documents),
+    }
+    return measures, kept
+
+
+def _of_any_answer(
+    memories: Memories, question: int, conversation: Conversation
+) -> dict[str, float]:
+    """What was read, how well that agrees with what is needed, and how right the answer is."""
+    corpus, accepted = memories.corpus, memories.questions[question].answers
+    read = corpus.document[corpus.parts_called(np.array(conversation.documents, int))].tolist()
+    agreement = metrics.supporting_documents(read, memories.documents[question])
+    measures = {
+        "documents read": float(len(conversation.documents)),
+        "read precision": agreement.precision,
+        "read recall": agreement.recall,
+        "read f1": agreement.f1,
+    }
+    if accepted:
+        measures["exact match"] = metrics.exact_match(conversation.answer, accepted)
+        measures["f1"] = metrics.f1_score(conversation.answer, accepted)
+    return measures
 
 
 def ranking_of(memory: EncodedMemory, one: Round) -> Int[np.ndarray, " n"]:

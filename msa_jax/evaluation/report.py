@@ -21,7 +21,7 @@ from msa_jax.version import __version__
 def write_report(
     directory: str | os.PathLike, points: Sequence[ScalingPoint], facts: Mapping[str, Any]
 ) -> str:
-    """Writes `results.json` and `scaling.png` and returns the table to print.
+    """Writes `results.json`, `scaling.png` and `scaling.svg`, and returns the table to print.
 
     Args:
         directory: where the files go.
@@ -44,7 +44,7 @@ def write_report(
     partial = directory / "results.json.partial"
     partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     partial.replace(directory / "results.json")
-    plot_scaling(points, directory / "scaling.png")
+    plot_scaling(points, directory / "scaling")
     return format_table(points)
 
 
@@ -71,6 +71,11 @@ def format_table(points: Sequence[ScalingPoint]) -> str:
                 f"{point.id_accuracy:.3f}",
             ]
         )
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a table; the first is its header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from msa_jax.evaluation.metrics import bootstrap_interval
 
+_LONGEST_LINE = 1 << 20
 TABLE, PREDICTIONS = "results.csv", "predictions.jsonl"
 
 
@@ -50,6 +52,9 @@ class Results:
         """Reads what an earlier run has left; a line that it did not finish is dropped."""
         folder.mkdir(parents=True, exist_ok=True)
         self._table, self._predictions = folder / TABLE, folder / PREDICTIONS
+        for path in (self._table, self._predictions):
+            if path.is_file():
+                _drop_unfinished(path)
         self.rows: list[Row] = []
         if self._table.is_file():
             with open(self._table, newline="", encoding="utf-8") as file:
@@ -94,10 +99,41 @@ class Results:
             csv.writer(file, lineterminator="\n").writerows(rows)
         self.rows += rows
 
+    def answers(self) -> dict[tuple[str, int, str], dict[str, str]]:
+        """Answers that were kept, by question, of each set, size and system that is complete."""
+        measured = {(row.set, row.memory_tokens, row.system) for row in self.rows}
+        answers: dict[tuple[str, int, str], dict[str, str]] = {}
+        if self._predictions.is_file():
+            with open(self._predictions, encoding="utf-8") as file:
+                for line in file:
+                    kept = json.loads(line)
+                    key = (kept["set"], kept["memory_tokens"], kept["system"])
+                    if "answer" in kept and key in measured:
+                        answers.setdefault(key, {})[kept["question"]] = kept["answer"]
+        return answers
+
     def value(self, set_name: str, memory_tokens: int, system: str, metric: str) -> Row | None:
         """One row, if it is there."""
         wanted = (set_name, memory_tokens, system, metric)
         return next((row for row in self.rows if row[:4] == wanted), None)
+
+
+def columns(measures: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Values by metric; questions that lack one (answers, say) are left out of it."""
+    columns: dict[str, list[float]] = {}
+    for row in measures:
+        for metric, value in row.items():
+            columns.setdefault(metric, []).append(value)
+    return columns
+
+
+def _drop_unfinished(path: Path) -> None:
+    """Cuts a last line that does not end."""
+    with open(path, "rb+") as file:
+        start = max(0, file.seek(0, io.SEEK_END) - _LONGEST_LINE)
+        file.seek(start)
+        tail = file.read()
+        file.truncate(start + tail.rfind(b"\n") + 1)
 
 
 def _row(values: Sequence[str]) -> Row:

@@ -100,15 +100,13 @@ class EncodedMemory:
                 "content fits neither into device memory nor into host memory; set content_dtype "
                 "to int8 or leave out the largest of memory_tokens."
             )
-        self._part_of = np.full(corpus.ids.max() + 1, -1)
-        self._part_of[corpus.ids] = np.arange(len(corpus))
         slots = np.arange(self.bank.memory.index.num_documents)
         self._part_at = self.parts_of(self.bank.ids(slots))
         self._places: dict[Memories, Places] = {}
 
     def parts_of(self, ids: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
         """Parts that are called so; -1 for -1."""
-        return np.where(ids < 0, -1, self._part_of[ids])
+        return self.corpus.parts_called(ids)
 
     def of_questions(
         self,

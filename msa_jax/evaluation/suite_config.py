@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from msa_jax.config import ConfigError, from_mapping, nested
+from msa_jax.config import ConfigError, from_mapping
 from msa_jax.data.records import Question, read_questions
-from msa_jax.data.templates import TEMPLATES
-from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.evaluation.corpus import CorpusConfig
+from msa_jax.evaluation.judge import JudgeConfig
+from msa_jax.evaluation.run_config import RunConfig
 
 CHANCE, BM25_SYSTEM, DENSE, MSA, ANSWERS = "chance", "bm25", "dense", "msa", "msa answers"
-SYSTEMS = (CHANCE, BM25_SYSTEM, DENSE, MSA, ANSWERS)
+# Retrieve-then-read, and all documents in the context.
+BM25_ANSWERS, DENSE_ANSWERS, FULL_ATTENTION = "bm25 answers", "dense answers", "full attention"
+ANSWERING = (ANSWERS, BM25_ANSWERS, DENSE_ANSWERS, FULL_ATTENTION)
+SYSTEMS = (CHANCE, BM25_SYSTEM, DENSE, MSA, *ANSWERING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,81 +44,70 @@ class SetConfig:
     answered: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class SuiteConfig:
-    """What to measure.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuiteConfig(RunConfig):
+    """What to measure. Only "msa" and what answers needs a checkpoint; others, its tokenizer.
 
     Attributes:
-        workdir: where corpus and results go.
         sets: of questions, by name.
         corpus: the documents.
         distractors: pools to draw from when those of the question are exhausted, in this order.
-        memory_tokens: sizes of memory, ascending.
-        answer_memory_tokens: those of them at which questions are answered.
+        answer_memory_tokens: those of `memory_tokens` at which questions are answered.
         systems: of `SYSTEMS`, what to measure.
-        checkpoint: the model (`load_model`); needed for "msa" and "msa answers".
-        tokenizer: name or path; the checkpoint's own by default.
-        template: name in `TEMPLATES`.
-        dtype: compute type; the checkpoint's by default.
-        key_dtype: of routing keys; the compute type by default.
-        content_dtype: of content; likewise.
-        content_tier: where content goes; the nearest place with room by default.
-        encode_batch_tokens: tokens encoded at once.
-        batch_size: questions searched at once.
         answer_batch_size: questions answered at once.
-        interleave: how much is read before an answer.
         max_answer_tokens: of the longest answer.
+        context_tokens: of the backbone's context, prompt and answer together: what full attention
+            reads at most.
         dense_model: a sentence-transformers folder; that of the package by default.
         dense_dtype: to compute embeddings in.
+        judge: who grades answers; nobody by default.
         seed: of the questions and of the distractors.
     """
 
-    workdir: str
     sets: Mapping[str, SetConfig]
     corpus: CorpusConfig = dataclasses.field(metadata={"config": CorpusConfig})
     distractors: tuple[tuple[str, ...], ...] = ()
-    memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
     answer_memory_tokens: tuple[int, ...] = ()
     systems: tuple[str, ...] = SYSTEMS
-    checkpoint: str | None = None
-    tokenizer: str | None = None
-    template: str = "plain"
-    dtype: str | None = None
-    key_dtype: str | None = None
-    content_dtype: str | None = None
-    content_tier: str | None = None
-    encode_batch_tokens: int = 131_072
-    batch_size: int = 64
     answer_batch_size: int = 64
-    interleave: InterleaveConfig = nested(InterleaveConfig)
     max_answer_tokens: int = 32
+    context_tokens: int = 8192
     dense_model: str | None = None
     dense_dtype: str = "float32"
+    judge: JudgeConfig | None = dataclasses.field(default=None, metadata={"config": JudgeConfig})
     seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         unknown = set(self.systems) - set(SYSTEMS)
         if unknown:
             raise ConfigError(
                 f"systems: {min(unknown)!r} is not one of {', '.join(SYSTEMS)}; correct it."
             )
-        if list(self.memory_tokens) != sorted(set(self.memory_tokens)) or not self.memory_tokens:
-            raise ConfigError(f"memory_tokens must ascend, not {self.memory_tokens}.")
         for size in self.answer_memory_tokens:
             if size not in self.memory_tokens:
                 raise ConfigError(f"answer_memory_tokens: {size} is not in memory_tokens; add it.")
-        if self.template not in TEMPLATES:
-            raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}.")
+        if self.context_tokens <= self.max_answer_tokens:
+            raise ConfigError(
+                f"context_tokens ({self.context_tokens}) must be more than max_answer_tokens "
+                f"({self.max_answer_tokens})."
+            )
 
 
 def suite_config(values: Mapping[str, Any]) -> SuiteConfig:
-    """Builds a suite from a plain mapping with `sets.<name>` sections."""
+    """Builds a suite from a plain mapping with `sets.<name>` sections.
+
+    A section `judge` without a URL is none.
+    """
     sets = {
         name: from_mapping(SetConfig, values["sets"][name], f"sets.{name}")
         for name in values["sets"]
     }
-    rest = {name: values[name] for name in values if name != "sets"}
-    return from_mapping(SuiteConfig, {**rest, "sets": sets})
+    judge = values.get("judge")
+    if judge is not None:
+        judge = {x: judge[x] for x in judge if judge[x] is not None or x == "temperature"}
+        judge = judge if "url" in judge else None
+    return from_mapping(SuiteConfig, {**values, "sets": sets, "judge": judge})
 
 
 def select_questions(one: SetConfig, seed: int) -> list[Question]:

@@ -181,6 +181,7 @@ class MemorySparseAttention(nn.Module):
         layer: Int[Array, ""] | None = None,
         search_docs: int = 0,
         observed: Int[Array, "G B"] | None = None,
+        watched: Int[Array, "G B W"] | None = None,
     ) -> tuple[Float[Array, "G B T D"], LayerCache, Routing | None]:
         """Attends from active tokens to chosen chunks and to the sequence so far.
 
@@ -198,6 +199,7 @@ class MemorySparseAttention(nn.Module):
             search_docs: with a cache, how many documents to list (static) if more than top_k_docs;
                 `x` attends to the first top_k_docs in any case.
             observed: a place in each sequence whose attention to the documents is wanted.
+            watched: with `layer_memory`, places whose attention to all that they see is wanted.
 
         Returns:
             Output, the cache with `x` and the context added, and what was routed to.
@@ -237,6 +239,12 @@ class MemorySparseAttention(nn.Module):
             out = attention.sparse_attention(
                 queries, (context.keys, context.values), context_mask, local, mask
             )
+            if watched is not None:
+                seen = jnp.concatenate([context.keys, cache.keys], axis=-3)
+                seen_mask = jnp.concatenate([context_mask, mask], axis=-1)
+                chosen = dataclasses.replace(
+                    chosen, weights=_watch(queries, watched, seen, seen_mask)
+                )
         return self.o_proj(out), cache, chosen
 
     def _project(self, x, positions):
@@ -309,6 +317,13 @@ def _observe(queries, observed, context: Context, num_documents: int) -> Float[A
     """Shares of the chosen documents in the attention of one token of each sequence."""
     own = jnp.take_along_axis(queries, observed[..., None, None, None], axis=2)[:, :, 0]
     return attention.document_attention(own, context.keys, context.mask, num_documents)
+
+
+def _watch(queries, watched, keys, mask) -> Float[Array, "G B W X+A"]:
+    """Attention of some tokens of each sequence to everything."""
+    own = jnp.take_along_axis(queries, watched[..., None, None], axis=2)
+    own_mask = jnp.take_along_axis(mask, watched[..., None], axis=2)
+    return attention.attention_weights(own, keys, own_mask)
 
 
 def _write(cached, new, start):

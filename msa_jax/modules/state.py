@@ -43,12 +43,15 @@ class Routing:
         doc_scores: of all documents, differentiable, in training; None over a cache.
         attention: share of each of the best documents in the attention of a token that was asked
             about, differentiable.
+        weights: attention of W watched tokens to each slot of the context and then to each local
+            one, a mean over heads.
     """
 
     top_scores: Float[Array, "*layers G B k"]
     top_docs: Int[Array, "*layers G B k"]
     doc_scores: Float[Array, "*layers G B M"] | None = None
     attention: Float[Array, "*layers G B k"] | None = None
+    weights: Float[Array, "*layers G B W X+A"] | None = None
 
 
 @pytree

@@ -89,6 +89,7 @@ class _Shared:
     slots: CacheSlots | None = None
     memories: LayerMemory | None = None
     observed: Int[Array, "G B"] | None = None
+    watched: Int[Array, "G B W"] | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -145,6 +146,7 @@ class DecoderLayer(nn.Module):
                 layer.number,
                 self.search_docs,
                 shared.observed,
+                shared.watched,
             )
             active = self._feed_forward(checkpoint_name(active + out, KEPT))
         outputs = _LayerOutput(
@@ -281,13 +283,15 @@ class Transformer(nn.Module):
         cache: Cache,
         memory: Memory | None = None,
         search_docs: int = 0,
+        watched: Int[Array, "G B W"] | None = None,
     ) -> tuple[Float[Array, "G B T D"], Cache, Routing | None]:
         """Adds tokens to the sequences, routing over `memory` where it is given (stage 2).
 
         Tokens of role 0 route; all tokens but the head then attend to the chosen chunks, which
         stay in the cache. Without `memory` the chunks chosen earlier are used again, so
         generating is the same call with one token at a time (stage 3). The routing lists
-        `search_docs` documents (static) if that is more than `top_k_docs`, for ranking.
+        `search_docs` documents (static) if that is more than `top_k_docs`, for ranking, and with
+        `watched` the attention of the tokens at these places (`Routing.weights`).
 
         Returns:
             Hidden states after the final norm, the cache, and the routing of `[L_routed, ...]`.
@@ -297,7 +301,12 @@ class Transformer(nn.Module):
         streams, outputs = self._layers(
             _Streams(None, self.embedder(active.tokens)),
             _Shared(
-                None, active.segments, memory and memory.index, slots, memory and memory.layers
+                None,
+                active.segments,
+                memory and memory.index,
+                slots,
+                memory and memory.layers,
+                watched=watched,
             ),
             similarity=self.config.memory.router_similarity,
             keep=("cache",),

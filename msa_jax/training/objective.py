@@ -127,8 +127,8 @@ def router_metrics(
 ) -> dict[str, Float[Array, ""]]:
     """Router loss and recall, over router layers and the queries that have positives.
 
-    Also `collapse` of the worst layer, if a group has several queries: 1 if its router chooses the
-    same documents for all of them.
+    Also `collapse` of each layer and of the worst, if a group has several queries: 1 if its router
+    chooses the same documents for all of them.
     """
     positives = jnp.broadcast_to(positives, doc_scores.shape)
     # The engine ranks by the mean over layers. A document exists in all of them or in none.
@@ -160,4 +160,6 @@ def router_metrics(
     if doc_scores.shape[-2] > 1:
         collapsed = collapse(jax.lax.stop_gradient(doc_scores), config.memory.top_k_docs)
         metrics["collapse"] = collapsed.max()
+        for layer, of_layer in zip(config.router_layers, collapsed, strict=True):
+            metrics[f"collapse/layer_{layer}"] = of_layer
     return metrics

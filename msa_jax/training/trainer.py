@@ -29,11 +29,15 @@ from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import make_mesh
 from msa_jax.sharding.rules import group_share, put_batch, state_shardings
+from msa_jax.training import routers
 from msa_jax.training.config import TrainConfig
 from msa_jax.training.curriculum import StageConfig
-from msa_jax.training.metrics import MetricsWriter
+from msa_jax.training.metrics import MetricsWriter, read_metrics
 from msa_jax.training.step import StageProgram, TrainState
 from msa_jax.typing import Array, PyTree
+
+# Drawing takes a second or so, in which no step is reported.
+_SECONDS_BETWEEN_PLOTS = 60.0
 
 
 class DivergenceError(FloatingPointError):
@@ -142,6 +146,8 @@ class _Run:
         self._model = Transformer(config.model)
         self._step = 0
         self._metrics: dict[str, float] = {}
+        self._collapse = routers.CollapseWatch()
+        self._plotted = time.monotonic()
 
     def train(self, resumed: Position | None) -> TrainResult:
         stages = self._config.stages
@@ -164,6 +170,7 @@ class _Run:
             params = program.finish(state)
             if interrupted:
                 break
+        self._plot()
         return TrainResult(params, self._metrics, self._step, interrupted)
 
     def _program(self, stage: StageConfig) -> StageProgram:
@@ -198,7 +205,7 @@ class _Run:
         """Trains the steps of a stage after the first `done`; also returns: interrupted?"""
         stage, config = program.stage, self._config
         last_of_all = index == len(config.stages) - 1
-        with _Progress(self._writer, stage, done, config.log_every) as progress:
+        with _Progress(self._writer, stage, done, config.log_every, self._collapse) as progress:
             for stage_step in range(done + 1, stage.steps + 1):
                 batch = put_batch(next(iterator), self._mesh, stage.groups)
                 state, metrics = program.step(state, batch)
@@ -211,12 +218,20 @@ class _Run:
                     self._check_finite(metrics)
                     position = Position(self._step, index, stage_step, iterator.get_state())
                     self._checkpointer.save(position, state, float(state.recall))
+                    if time.monotonic() - self._plotted > _SECONDS_BETWEEN_PLOTS:
+                        self._plot()
                 if stop and not (finished and last_of_all):
                     break
             else:
                 stop = False
             self._metrics = progress.metrics or self._metrics
         return state, stop
+
+    def _plot(self) -> None:
+        if self._writer is not None:
+            workdir = Path(self._config.workdir)
+            routers.plot_routers(read_metrics(workdir), workdir / routers.FILE_NAME)
+            self._plotted = time.monotonic()
 
     def _check_finite(self, metrics: dict[str, Array]) -> None:
         # A checkpoint of broken parameters would in time replace the good ones.
@@ -232,8 +247,16 @@ class _Run:
 class _Progress:
     """Reports a step while the next one runs, so that the device never waits for a report."""
 
-    def __init__(self, writer: MetricsWriter | None, stage: StageConfig, done: int, log_every: int):
+    def __init__(
+        self,
+        writer: MetricsWriter | None,
+        stage: StageConfig,
+        done: int,
+        log_every: int,
+        collapse: routers.CollapseWatch,
+    ):
         self._writer, self._stage, self._log_every = writer, stage, log_every
+        self._collapse = collapse
         self._pending: tuple[int, int, dict[str, Array]] | None = None
         self._since, self._steps = time.perf_counter(), 0
         # In a log file, a line now and then; on a terminal, a living bar.
@@ -271,6 +294,8 @@ class _Progress:
         self.metrics = {**metrics, **speed}
         if self._writer is not None:
             self._writer.write(self._stage.name, step, self.metrics)
+            if warning := self._collapse.warning(step, self.metrics):
+                tqdm.write(warning, file=sys.stderr)
         self._bar.set_postfix(
             {
                 name: f"{self.metrics[name]:.3g}"

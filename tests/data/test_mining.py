@@ -37,7 +37,7 @@ def test_the_best_ranked_come_first_and_are_as_many_as_wanted():
 
 def test_questions_that_do_not_say_what_they_are_about_are_left_out():
     question = Question("q", "Who?", ("nobody",), ("right", "far"))
-    ranking = [5, 3, 4, 2, 1, 0]  # "far" is third.
+    ranking = [0, 5, 4, 3, 2, 1]  # "right" is first, "far" is third.
     mined = [list(mine_negatives(DOCUMENTS, [question], [ranking], 2, n)) for n in (2, 3)]
     assert not mined[0] and mined[1][0].negative_ids == ("titled", "close")
 

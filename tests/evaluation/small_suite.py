@@ -61,13 +61,14 @@ def suite_values(folder: Path, **changes: Any) -> dict[str, Any]:
         },
         "distractors": (("others",),),
         "memory_tokens": SIZES,
-        "answer_memory_tokens": (SIZES[0],),
+        "answer_memory_tokens": SIZES,
         "tokenizer": "docs-4k",
         "encode_batch_tokens": 1024,
         "batch_size": 4,
         "answer_batch_size": 2,
         "interleave": {"max_rounds": 2, "max_documents_per_round": 1, "max_documents": 2},
         "max_answer_tokens": 4,
+        "context_tokens": 360,
     }
     return values | changes
 

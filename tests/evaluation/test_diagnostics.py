@@ -179,13 +179,13 @@ def test_what_does_not_belong_together_is_an_error(listings):
 def test_everything_is_drawn(tmp_path, monkeypatch, listings, num_layers):
     some = Listings(*(getattr(listings, x.name)[:num_layers] for x in dataclasses.fields(listings)))
     diagnosis = diagnostics.diagnose(some, POSITIVES, DOCUMENTS, range(num_layers), TOP)
-    figures, save = {}, diagnostics._save
+    figures, save = {}, diagnostics.save_figure
 
     def saved(figure, path):
         figures[path.name] = figure.axes
         save(figure, path)
 
-    monkeypatch.setattr(diagnostics, "_save", saved)
+    monkeypatch.setattr(diagnostics, "save_figure", saved)
     diagnostics.plot_diagnosis(diagnosis, tmp_path)
     recall, shared = figures["layers"]
     assert [len(axis.lines) for axis in (recall, shared)] == [3, 3]

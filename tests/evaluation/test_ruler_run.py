@@ -67,7 +67,8 @@ class Oracle:
         if size == qa.NO_MEMORY:
             return [self._conversation(x.question, "", [0]) for x in samples.questions[:count]]
         drawn = None if size == qa.ORACLE else size
-        mask = self.memory.of_questions(samples, drawn, range(count)).index.doc_mask
+        asked = range(count)
+        mask = self.memory.of_questions(samples, drawn, asked, size != qa.RANDOM).index.doc_mask
         return [
             self._read(samples, x.question, np.flatnonzero(row))
             for x, row in zip(samples.questions, np.asarray(mask[0]), strict=True)
@@ -103,23 +104,25 @@ def test_an_oracle_reads_all_needles_in_the_memories_of_a_bank(folder, monkeypat
     first = RulerRun(ruler_config(values))
     table = table_of(first.run())
     assert set(table) == {*subtasks, "mean"}
-    # Without memory, with the documents that are needed alone, and in the whole memory.
-    assert all(scores == ["0.00", "100.00", "100.00"] for scores in table.values())
+    # Without memory, with the documents that are needed alone, without them, and in the whole
+    # memory.
+    assert all(scores == ["0.00", "100.00", "0.00", "100.00"] for scores in table.values())
     with open(folder / "oracle" / "predictions.jsonl", encoding="utf-8") as file:
         kept = [json.loads(line) for line in file]
-    assert len(kept) == len(subtasks) * 3 * 3
+    assert len(kept) == len(subtasks) * 3 * 4
     assert all(
         set(x["references"]) == set(x["answer"].split("; ")) and x["ruler"] == 1.0
         for x in kept
         if x["system"] == "msa answers"
     )
     scores = json.loads((folder / "oracle" / "scores.json").read_text())
-    assert list(scores) == ["no memory", "oracle", "1,200"]
+    assert list(scores) == ["no memory", "oracle", "random", "1,200"]
     assert scores["1,200"] == dict.fromkeys([*scores["1,200"]], 100.0)
     for name in ("scores.png", "scores.svg"):
         assert (folder / "oracle" / name).stat().st_size
     recall = [x for x in first.results.rows if x.metric == "recall@16 one round"]
-    assert all(row.value == (row.system != "msa answers no memory") for row in recall)
+    blind = ("msa answers no memory", "msa answers random")
+    assert all(row.value == (row.system not in blind) for row in recall)
 
     measured = []
     monkeypatch.setattr(
@@ -145,12 +148,16 @@ def test_memories_are_those_of_the_task(folder, monkeypatch):
     subtasks = ("niah_multikey_1", "niah_single_3")
     values = values_of(folder, workdir=str(folder / "looking"), subtasks=subtasks)
     RulerRun(ruler_config(values)).run()
-    oracle, whole = [], []
+    oracle, random_ones, whole = [], [], []
     for task, sample, found in seen:
         everything = sorted(document.id for document in task.memory(sample))
-        assert found in (everything, sorted(sample.question.positive_ids))
-        (whole if found == everything else oracle).append(task.memory_tokens)
-    assert len(oracle) == 2 * 3, "once, whatever the sizes"
+        needed = sorted(sample.question.positive_ids)
+        others = sorted(set(everything) - set(needed))
+        assert found in (everything, needed, others)
+        kind = {len(everything): whole, len(needed): oracle, len(others): random_ones}[len(found)]
+        kind.append(task.memory_tokens)
+    assert len(oracle) == len(random_ones) == 2 * 3, "once, whatever the sizes"
+    assert set(random_ones) == {1200}
     assert sorted(whole) == [1200] * 6 + [2400] * 6
 
 
@@ -187,7 +194,8 @@ def test_a_table_has_a_column_for_each_size_and_a_mean_of_what_was_measured():
 )
 def test_a_run_that_cannot_be_is_an_error(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        ruler_config(values_of(tmp_path, **changes))
+        RulerRun(ruler_config(values_of(tmp_path, **changes)))
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_configuration_in_the_repository_is_one():
@@ -223,5 +231,5 @@ def test_the_program_asks_a_model_and_goes_on_where_it_stopped(folder, monkeypat
     assert tables[0] == tables[1] and set(tables[0]) == {"niah_single_1", "mean"}
     with open(folder / "program" / "results.csv", newline="", encoding="utf-8") as rows:
         scores = [row for row in csv.DictReader(rows) if row["metric"] == "ruler"]
-    assert [row["n"] for row in scores] == ["3"] * 3
-    assert len((folder / "program" / "predictions.jsonl").read_text().splitlines()) == 9
+    assert [row["n"] for row in scores] == ["3"] * 4
+    assert len((folder / "program" / "predictions.jsonl").read_text().splitlines()) == 12

@@ -175,3 +175,4 @@ def test_report_names_the_best_layer_and_writes_json_and_a_plot(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["parameters"] == 12 and results["points"][0]["id_accuracy"] == 0.25
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "scaling.svg").read_text(encoding="utf-8")

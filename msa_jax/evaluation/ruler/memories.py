@@ -70,17 +70,24 @@ def gather(
 class RulerMemory(EncodedMemory):
     """A corpus of tasks in a bank, in which each question finds the memory of its own sample."""
 
-    def of_questions(self, memories: Samples, size: int | None, questions: Sequence[int]) -> Memory:
+    def of_questions(
+        self,
+        memories: Samples,
+        size: int | None,
+        questions: Sequence[int],
+        positives: bool = True,
+    ) -> Memory:
         """The bank with masks.
 
         Args:
             memories: of a task.
             size: None for the documents alone that have a needle that is asked for.
             questions: of the task, by index.
+            positives: whether these documents are in it.
         """
+        asked = np.array([memories.documents[question] for question in questions])
         if size is None:
-            shared, replaced = 0, np.zeros((len(questions), 0), int)
-            own = np.array([memories.documents[question] for question in questions])
+            shared, replaced, own = 0, np.zeros((len(questions), 0), int), asked
         else:
             shared = len(memories.task.haystack)
             replaced = np.array([memories.task.samples[x].replaced for x in questions])
@@ -89,6 +96,8 @@ class RulerMemory(EncodedMemory):
         everyone = np.zeros(self._part_at.shape, np.bool_)
         everyone[slot_of[:shared]] = True
         mask = _masks(jax.device_put(everyone), slot_of[replaced], slot_of[own])
+        if not positives:
+            mask = mask.at[np.arange(len(asked))[:, None], slot_of[asked]].set(False)
         memory = self.bank.memory
         return Memory(memory.layers, dataclasses.replace(memory.index, doc_mask=mask[None]))
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 from msa_jax.evaluation.results import Results, Row
 from msa_jax.evaluation.ruler.tasks import SUBTASKS
 from msa_jax.evaluation.suite_config import ANSWERS
+from msa_jax.figures import save_figure
 
 # The metric that is a hundredth of a score.
 SCORE = "ruler"
@@ -54,8 +55,7 @@ def plot_scores(results: Results, path: Path) -> None:
     axis.set_ylabel("score, 95 % interval")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+    save_figure(figure, path)
 
 
 def _scores(results: Results) -> dict[str, dict[str, float]]:

@@ -15,74 +15,44 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from msa_jax.config import ConfigError, from_mapping, nested
-from msa_jax.data.templates import TEMPLATES
-from msa_jax.engine.encode import Encoder, bank_layout
+from msa_jax.config import ConfigError, from_mapping
+from msa_jax.engine.encode import Encoder
 from msa_jax.engine.generate import Generator
-from msa_jax.engine.interleave import InterleaveConfig
-from msa_jax.engine.loading import load_model
 from msa_jax.evaluation import qa
-from msa_jax.evaluation.results import Results
+from msa_jax.evaluation.results import Results, columns
 from msa_jax.evaluation.ruler import scoring
 from msa_jax.evaluation.ruler.benchmark import Ruler, Task
 from msa_jax.evaluation.ruler.memories import RulerMemory, Samples, gather
 from msa_jax.evaluation.ruler.report import SCORE, write_report
 from msa_jax.evaluation.ruler.tasks import ANSWER_TOKENS, SUBTASKS
+from msa_jax.evaluation.run_config import RunConfig
 from msa_jax.evaluation.suite_config import ANSWERS
 
-CONTROLS = (qa.NO_MEMORY, qa.ORACLE)
 _CONFIG = "config.json"
 # What a run may change without being another one.
 _FREE = ("workdir", "subtasks", "memory_tokens", "batch_size", "encode_batch_tokens")
 
 
-@dataclasses.dataclass(frozen=True)
-class RulerConfig:
-    """What to measure.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RulerConfig(RunConfig):
+    """What to measure. Names around documents do not count as tokens of memory.
 
     Attributes:
-        workdir: where results go.
-        checkpoint: the model (`load_model`).
         essays: text to hide needles in (`open_source`); only noise and needles if None.
         subtasks: of `SUBTASKS`.
-        memory_tokens: sizes of memory, ascending; names around documents are not counted.
         num_samples: of each subtask.
         max_document_tokens: of a document, with what the template puts around it.
-        tokenizer: name or path; the checkpoint's own by default.
-        template: name in `TEMPLATES`.
-        dtype: compute type; the checkpoint's by default.
-        key_dtype: of routing keys; the compute type by default.
-        content_dtype: of content; likewise.
-        content_tier: where content goes; the nearest place with room by default.
-        encode_batch_tokens: tokens encoded at once.
-        batch_size: questions answered at once.
-        interleave: how much is read before an answer.
         seed: of needles, haystacks and the documents' ids.
     """
 
-    workdir: str
-    checkpoint: str | None = None
     essays: str | None = None
     subtasks: tuple[str, ...] = tuple(SUBTASKS)
-    memory_tokens: tuple[int, ...] = (16_384, 131_072, 1_048_576)
     num_samples: int = 100
     max_document_tokens: int = 256
-    tokenizer: str | None = None
-    template: str = "plain"
-    dtype: str | None = None
-    key_dtype: str | None = None
-    content_dtype: str | None = None
-    content_tier: str | None = None
-    encode_batch_tokens: int = 131_072
-    batch_size: int = 64
-    interleave: InterleaveConfig = nested(InterleaveConfig)
     seed: int = 42
 
     def __post_init__(self):
-        if self.checkpoint is None:
-            raise ConfigError("checkpoint is missing; name the model to measure.")
-        if list(self.memory_tokens) != sorted(set(self.memory_tokens)) or not self.memory_tokens:
-            raise ConfigError(f"memory_tokens must ascend, not {self.memory_tokens}.")
+        super().__post_init__()
         unknown = [name for name in self.subtasks if name not in SUBTASKS]
         if unknown:
             raise ConfigError(
@@ -90,8 +60,6 @@ class RulerConfig:
             )
         if self.num_samples < 1:
             raise ConfigError(f"num_samples must be a number from 1 on, not {self.num_samples}.")
-        if self.template not in TEMPLATES:
-            raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}.")
 
 
 class RulerRun:
@@ -108,9 +76,7 @@ class RulerRun:
             ConfigError: if the model is not there, or `workdir` holds results of another run.
         """
         self.config = config
-        self._loaded = load_model(
-            config.checkpoint, config.tokenizer, config.template, dtype=config.dtype
-        )
+        self._loaded = config.load()
         self._ruler = Ruler(
             self._loaded.builder,
             config.max_document_tokens,
@@ -125,10 +91,7 @@ class RulerRun:
         """Measures what is not measured yet; writes all scores, and returns them as a table."""
         config, loaded = self.config, self._loaded
         params = jax.device_put(loaded.params)
-        layout = bank_layout(
-            loaded.config, config.max_document_tokens, config.key_dtype, config.content_dtype
-        )
-        encoder = Encoder(loaded.model, params, layout, batch_tokens=config.encode_batch_tokens)
+        encoder = config.encoder(loaded, params, config.max_document_tokens)
         generator = Generator(loaded.model, params)
         for size in config.memory_tokens:
             names = [x for x in config.subtasks if not self.results.has(x, size, ANSWERS)]
@@ -150,7 +113,7 @@ class RulerRun:
         reader = qa.Reader(generator, memory, config.interleave, ANSWER_TOKENS, config.batch_size)
         for samples in gathered:
             size = samples.task.memory_tokens
-            for control in CONTROLS:
+            for control in qa.CONTROLS:
                 self._ask(reader, samples, control, 0, f"{ANSWERS} {control}")
             self._ask(reader, samples, size, size, ANSWERS)
 
@@ -164,18 +127,17 @@ class RulerRun:
         title = f"{system} {name} {memory_tokens:,}"
         with tqdm(desc=title, total=count, unit="question") as bar:
             conversations = reader.ask(samples, size, count, bar.update)
-        measures, kept = [], []
+        measured, kept = [], []
         for index, (sample, conversation) in enumerate(
             zip(samples.task.samples, conversations, strict=True)
         ):
             share = scoring.share_found(conversation.answer, sample.references)
             retrieval, said = qa.answer_measures(samples, reader.memory, index, conversation)
             own = {SCORE: share, **retrieval}
-            measures.append(own)
+            measured.append(own)
             asked = {"question": sample.question.id, "references": list(sample.references)}
             kept.append({**asked, **said, **own})
-        columns = {metric: [own[metric] for own in measures] for metric in measures[0]}
-        self.results.add(name, memory_tokens, system, columns, kept)
+        self.results.add(name, memory_tokens, system, columns(measured), kept)
 
 
 def ruler_config(values: Mapping[str, Any]) -> RulerConfig:

@@ -1,0 +1,72 @@
+"""What every run of a model over memories is told, be it of a suite or of RULER."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from msa_jax.config import ConfigError, nested
+from msa_jax.data.templates import TEMPLATES
+from msa_jax.engine.encode import Encoder, bank_layout
+from msa_jax.engine.interleave import InterleaveConfig
+from msa_jax.engine.loading import LoadedModel, load_model
+from msa_jax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The model, and how it is run.
+
+    Attributes:
+        workdir: where results go.
+        checkpoint: the model (`load_model`).
+        tokenizer: name or path; the checkpoint's own by default.
+        template: name in `TEMPLATES`.
+        dtype: compute type; the checkpoint's by default.
+        memory_tokens: sizes of memory, ascending.
+        key_dtype: of routing keys; the compute type by default.
+        content_dtype: of content; likewise.
+        content_tier: where content goes; the nearest place with room by default.
+        encode_batch_tokens: tokens encoded at once.
+        batch_size: questions routed at once.
+        interleave: how much is read before an answer.
+    """
+
+    workdir: str
+    checkpoint: str | None = None
+    tokenizer: str | None = None
+    template: str = "plain"
+    dtype: str | None = None
+    memory_tokens: tuple[int, ...] = (16_384, 131_072, 1_048_576)
+    key_dtype: str | None = None
+    content_dtype: str | None = None
+    content_tier: str | None = None
+    encode_batch_tokens: int = 131_072
+    batch_size: int = 64
+    interleave: InterleaveConfig = nested(InterleaveConfig)
+
+    def __post_init__(self):
+        if list(self.memory_tokens) != sorted(set(self.memory_tokens)) or not self.memory_tokens:
+            raise ConfigError(f"memory_tokens must ascend, not {self.memory_tokens}.")
+        if self.template not in TEMPLATES:
+            raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}.")
+
+    def load(self) -> LoadedModel:
+        """The model.
+
+        Raises:
+            ConfigError: if it is not named, or not there.
+        """
+        if self.checkpoint is None:
+            raise ConfigError("checkpoint is missing; name the model to measure.")
+        return load_model(self.checkpoint, self.tokenizer, self.template, dtype=self.dtype)
+
+    def encoder(self, loaded: LoadedModel, params: PyTree, max_document_tokens: int) -> Encoder:
+        """What encodes documents for the memories of a run.
+
+        Args:
+            loaded: the model.
+            params: its parameters, on the device.
+            max_document_tokens: of the longest document, with what the template puts around it.
+        """
+        layout = bank_layout(loaded.config, max_document_tokens, self.key_dtype, self.content_dtype)
+        return Encoder(loaded.model, params, layout, batch_tokens=self.encode_batch_tokens)
