@@ -83,8 +83,8 @@ _MAX_ROUNDS = _integer(
 _ROUTER_TEMPERATURE = _number(
     "router_temperature",
     None,
-    "Let the routers' scores, divided by this, count when documents are named; by default the "
-    "model alone decides among those routed to.",
+    "Let the routers' scores, divided by this, count when documents are named; by default what "
+    "comes with the model, and if that is nothing, it alone decides among those routed to.",
 )
 _MAX_TOKENS = _integer("max_tokens", SamplingConfig().max_tokens, "Of the longest answer.")
 _TEMPERATURE = _number("temperature", 0.0, "0 takes the likeliest token; 1 draws as predicted.")

@@ -89,7 +89,13 @@ def convert(source: str, target: Path, backbone_only: bool, dtype: str | None) -
     else:
         loaded = load_model(source, dtype="float32")
         save_params(target, loaded.config, loaded.params, backbone_only, dtype or "float32")
-        save_text_format(target, loaded.tokenizer, loaded.template_name, loaded.max_document_tokens)
+        save_text_format(
+            target,
+            loaded.tokenizer,
+            loaded.template_name,
+            loaded.max_document_tokens,
+            loaded.router_temperature,
+        )
 
 
 def describe(folder: Path) -> str:

@@ -116,12 +116,16 @@ def test_an_adapter_is_merged_into_its_backbone(run, trained, tmp_path):
     run(trained, f"hf:{tmp_path / 'backbone'}")
     config = load_model(trained).config
     params = jax.tree.map(lambda leaf: leaf + 0.1, random_params(config))
-    save_pretrained(tmp_path / "mine", config, params, str(tmp_path / "backbone"), trained)
+    backbone, suiting = str(tmp_path / "backbone"), {"router_temperature": 0.02}
+    save_pretrained(tmp_path / "mine", config, params, backbone, trained, **suiting)
     code, out, err = run(tmp_path / "mine", tmp_path / "out")
     assert code == 0, err
     assert "2 layers with a router" in out
     expected, loaded = load_model(tmp_path / "mine"), load_model(tmp_path / "out", dtype="float32")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
+    assert loaded.router_temperature == 0.02
+    assert run(tmp_path / "out", tmp_path / "again")[0] == 0
+    assert load_model(tmp_path / "again").router_temperature == 0.02
 
 
 def test_a_folder_in_half_precision_and_shards(run, msa, tmp_path, monkeypatch):

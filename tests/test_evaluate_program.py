@@ -10,6 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from msa_jax import evaluate as program
+from msa_jax.data.text_format import save_text_format
+from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.evaluation.results import Results
 from msa_jax.evaluation.suite import Suite
 from msa_jax.evaluation.suite_config import SYSTEMS, suite_config
@@ -24,6 +26,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     small_suite.write_files(folder)
     small_suite.write_model(folder / "model")
+    save_text_format(folder / "model", Tokenizer.load("docs-4k"), "plain", 64, 0.05)
     return folder
 
 
@@ -106,6 +109,9 @@ def test_it_measures_writes_and_goes_on_where_it_stopped(folder, run, monkeypatc
     assert diagnosis["questions"] == 7 and (routers / "layers.png").stat().st_size
     facts = json.loads((results / "facts.json").read_text())
     assert len(facts) == 2, "one for each run"
+    config = json.loads((results / "config.json").read_text())
+    assert config["interleave"] == facts[-1]["interleave"]
+    assert [x["interleave"]["router_temperature"] for x in facts] == [None, 0.05]
     assert facts[-1]["corpus"]["parts_by_pool"]["zoo"] == len(small_suite.ANIMALS)
     with open(results / "predictions.jsonl", encoding="utf-8") as file:
         kept = [json.loads(line) for line in file]

@@ -7,7 +7,6 @@ pretrained/<name>/README.md                             what it is, for people
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,8 @@ from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.huggingface import ParameterTensors, read_params
 from msa_jax.checkpoint.tensors import SafetensorsFolder
 from msa_jax.config import ConfigError, ModelConfig
+from msa_jax.data.text_format import load_text_format, save_text_format
+from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.typing import PRNGKey, PyTree
 
 _HOME = Path(__file__).parents[2] / "pretrained"
@@ -66,6 +67,7 @@ def save_pretrained(
     backbone: str,
     text_folder: str | Path,
     rank: int | None = None,
+    router_temperature: float | None = None,
 ) -> Saved:
     """Writes a trained model as what sets it apart from its backbone.
 
@@ -76,24 +78,31 @@ def save_pretrained(
         backbone: what it was trained from, for `backbones.fetch`.
         text_folder: with the tokenizer.json and text.json of the model: the workdir of its run.
         rank: of the changes; None for changes in 8 bits.
+        router_temperature: to answer with unless a question says otherwise; by default what
+            text.json has, which may be none.
 
     Raises:
-        ConfigError: if a file is not there.
+        ConfigError: if a file is not there, or not what it should be.
         CheckpointError: if the backbone is not there, or not one of this model.
     """
     folder, text_folder = Path(folder), Path(text_folder)
     for file in _TEXT_FILES:
         if not (text_folder / file).is_file():
             raise ConfigError(f"{text_folder} has no {file}; name the workdir of the training run.")
+    text = load_text_format(text_folder)
     home = fetch(backbone)
     if Path(backbone).exists():
         backbone = str(home.absolute())
     trained = ParameterTensors(params, config, Path("the trained model"))
     adapter = make_adapter(trained, SafetensorsFolder(home), backbone, config, rank)
-    num_bytes = save_adapter(folder, adapter)
-    for file in _TEXT_FILES:
-        shutil.copy(text_folder / file, folder / file)
-    return Saved(num_bytes, adapter.error)
+    save_text_format(
+        folder,
+        Tokenizer.load(text_folder),
+        text.template,
+        text.max_document_tokens,
+        text.router_temperature if router_temperature is None else router_temperature,
+    )
+    return Saved(save_adapter(folder, adapter), adapter.error)
 
 
 def load_pretrained(

@@ -199,15 +199,12 @@ def _watched(
 
 
 def _hops(library: Library, named: Sequence[Sequence[int]]) -> list[list[Source]]:
-    """The originals that were read, round by round: those that were named for the first time."""
-    hops, seen = [], set()
-    for ids in named:
-        fresh = [document for document in ids if document not in seen]
-        seen.update(fresh)
-        if fresh:
-            texts = library.originals(fresh)
-            hops.append([Source(*one) for one in zip(fresh, texts, strict=True)])
-    return hops
+    """The originals that were read, round by round."""
+    return [
+        [Source(*one) for one in zip(ids, library.originals(ids), strict=True)]
+        for ids in named
+        if ids
+    ]
 
 
 def _answer_tokens(builder: PromptBuilder, answer: str, ended: bool) -> Int[np.ndarray, " W"]:

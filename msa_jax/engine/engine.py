@@ -224,7 +224,7 @@ class Engine:
             self.loaded.builder,
             library,
             [questions[i] for i in asked],
-            config.interleave,
+            self.loaded.suit(config.interleave),
             config.sampling,
             max(config.num_documents, LISTED),
             lambda index, text: on_text(asked[index], text),

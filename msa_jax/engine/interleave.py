@@ -43,7 +43,7 @@ class InterleaveConfig:
         max_documents: originals in a conversation.
         max_original_tokens: of all originals together; the longest are cut until they fit.
         constrain: documents that may be named: "routed", those that some layer chose in this
-            round, or "existing", all.
+            round, or "existing", all; in both cases but for those that have been read.
         router_temperature: tau: what is named follows not the model's probabilities but their
             product with the routers', a softmax over the mean scores of those documents divided by
             tau. The lower, the more the routers decide. None leaves it to the model.
@@ -329,22 +329,23 @@ class _Loop:
             self.config.max_documents_per_round, self.config.max_documents - len(one.documents)
         )
         end, stop = self.builder.retrieved([]), self.builder.stop()
-        return Speller(table, end.tokens.tolist(), stop.tokens.tolist(), max_names, log_weights)
+        return Speller(
+            table,
+            end.tokens.tolist(),
+            stop.tokens.tolist(),
+            max_names,
+            log_weights,
+            one.documents,
+        )
 
     def _read(self, readers: Sequence[_Asked]) -> None:
-        """Adds the originals that were named and are not there yet."""
-        fresh = [
-            [doc_id for doc_id in one.rounds[-1].named if doc_id not in one.documents]
-            for one in readers
-        ]
-        wanted = list(dict.fromkeys(doc_id for ids in fresh for doc_id in ids))
+        """Adds the originals that were named."""
+        wanted = list(dict.fromkeys(doc_id for one in readers for doc_id in one.rounds[-1].named))
         texts = dict(zip(wanted, self.library.originals(wanted), strict=True)) if wanted else {}
-        for one, ids in zip(readers, fresh, strict=True):
-            if ids:
-                one.hops.append([Source(doc_id, texts[doc_id]) for doc_id in ids])
+        for one in readers:
+            one.hops.append([Source(doc_id, texts[doc_id]) for doc_id in one.rounds[-1].named])
             one.closing = (
-                not ids
-                or len(one.rounds) >= self.config.max_rounds
+                len(one.rounds) >= self.config.max_rounds
                 or len(one.documents) >= self.config.max_documents
             )
 

@@ -26,6 +26,7 @@ from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
 from msa_jax.data.text_format import load_text_format
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.rules import state_shardings
 from msa_jax.typing import Array, Int, PRNGKey, PyTree
@@ -49,6 +50,7 @@ class LoadedModel:
         source: absolute path of the checkpoint.
         tokenizer_source: absolute path or packaged name; None for the checkpoint's own.
         max_document_tokens: of the longest document in training; None if nobody knows.
+        router_temperature: for questions that come with none (`suit`); None if nobody knows.
     """
 
     config: ModelConfig
@@ -59,11 +61,19 @@ class LoadedModel:
     source: str
     tokenizer_source: str | None
     max_document_tokens: int | None = None
+    router_temperature: float | None = None
 
     @cached_property
     def model(self) -> Transformer:
         """The module that `params` belong to."""
         return Transformer(self.config)
+
+    def suit(self, config: InterleaveConfig) -> InterleaveConfig:
+        """The configuration, with the model's router temperature where it has none."""
+        # Where all documents may be named, most have no score, and no temperature is allowed.
+        if config.router_temperature is not None or config.constrain != "routed":
+            return config
+        return dataclasses.replace(config, router_temperature=self.router_temperature)
 
 
 def load_model(
@@ -139,6 +149,7 @@ def describe_model(
         source=str(folder),
         tokenizer_source=tokenizer,
         max_document_tokens=text.max_document_tokens,
+        router_temperature=text.router_temperature,
     )
 
 

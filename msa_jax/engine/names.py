@@ -91,6 +91,7 @@ class Speller:
         stop: Sequence[int],
         max_names: int,
         log_weights: Float[np.ndarray, " n"] | None = None,
+        read: Sequence[int] = (),
     ):
         """Starts at the first token.
 
@@ -101,6 +102,8 @@ class Speller:
             max_names: most documents to name.
             log_weights: how probable each document of the table is, up to a factor; None if all
                 that counts is what may be named.
+            read: ids of documents that have been read, so that naming them would add nothing;
+                those of the table cannot be named.
         """
         self.named: list[int] = []
         self.finished = False
@@ -108,7 +111,8 @@ class Speller:
         self._end, self._stop = list(end), list(stop)
         self._max_names = max_names
         self._log_weights = log_weights
-        self._used: list[int] = []  # Where in the table the documents named so far are.
+        # Where in the table the documents are that cannot be named any more, ascending.
+        self._used: list[int] = np.flatnonzero(np.isin(table.ids, read)).tolist()
         self._begin()
 
     def allowed(self) -> Int[np.ndarray, " n"]:

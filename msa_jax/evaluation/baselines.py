@@ -7,6 +7,7 @@ documents at every size, which is what an index that is filtered would have.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -69,7 +70,7 @@ class Dense:
         """Embeds all parts."""
         self._corpus, self._encoder = corpus, encoder
         tokens, texts = [], _all_texts(corpus, tokenizer, "word pieces")
-        while some := [text for text, _ in zip(texts, range(_TEXTS_AT_ONCE), strict=False)]:
+        while some := list(itertools.islice(texts, _TEXTS_AT_ONCE)):
             tokens += encoder.tokenize(some)
         with tqdm(total=len(tokens), desc="embed", unit="part", unit_scale=True) as bar:
             self._embeddings = encoder.encode(tokens, bar.update)

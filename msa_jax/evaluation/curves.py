@@ -57,7 +57,8 @@ def write_curves(suite: Suite, command: Sequence[str]) -> str:
     # A list, since systems may have been measured one after the other, on different machines.
     facts = folder / "facts.json"
     runs = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else []
-    _write_json(facts, [*runs, facts_of(suite.corpus, suite.sets, suite.seconds, command)])
+    run = facts_of(suite.corpus, suite.sets, suite.seconds, suite.config.interleave, command)
+    _write_json(facts, [*runs, run])
     _write_json(folder / "results.json", [row._asdict() for row in results.rows])
     metrics = {row.metric for row in results.rows}
     if _RECALL in metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 
+from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.evaluation.corpus import Corpus
 from msa_jax.evaluation.memories import Memories
 
@@ -32,6 +34,7 @@ def facts_of(
     corpus: Corpus,
     sets: Mapping[str, Memories],
     seconds: Mapping[str, float],
+    interleave: InterleaveConfig,
     command: Sequence[str],
 ) -> dict[str, Any]:
     """What to know of a run besides its results.
@@ -40,6 +43,7 @@ def facts_of(
         corpus: the documents.
         sets: memories by the name of the set.
         seconds: that each stage took.
+        interleave: how much was read before an answer.
         command: that started it.
     """
     device, stats = jax.devices()[0], jax.devices()[0].memory_stats() or {}
@@ -66,4 +70,5 @@ def facts_of(
         },
         "questions": {name: len(one.questions) for name, one in sets.items()},
         "seconds": dict(seconds),
+        "interleave": dataclasses.asdict(interleave),
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.interleave import Conversation, InterleaveConfig, Library, Round, interleave
-from msa_jax.engine.ranking import LISTED, rank_documents
+from msa_jax.engine.ranking import LISTED, fuse_rankings, rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.evaluation import metrics
 from msa_jax.evaluation.memories import Memories
@@ -88,10 +88,10 @@ def answer_measures(
     """What to know of a conversation, and what to keep of it.
 
     "first id" is whether the first id that was generated, of those that some layer routed to, is
-    that of a positive. Exact match and F1 are SQuAD's. Two rankings of 16 parts are compared: that
-    of the first round ("one round"), and that after Memory Interleave, which has the same budget:
-    the documents that were named, in the order in which they were read, and then the ranking of
-    the last round.
+    that of a positive. Exact match and F1 are SQuAD's. Two rankings are compared, of 16 parts each:
+    that of the first round ("one round"), and that after Memory Interleave: the documents that were
+    named, in the order in which they were read, and then the rankings of all rounds, fused, so that
+    what an earlier round found is not forgotten.
 
     Args:
         memories: of the set.
@@ -103,10 +103,12 @@ def answer_measures(
     named = [
         part for one in conversation.rounds for part in memory.parts_of(np.array(one.named, int))
     ]
-    first = ranking_of(memory, conversation.rounds[0])[:DEPTH]
-    last = ranking_of(memory, conversation.rounds[-1])
-    interleaved = np.array(list(dict.fromkeys([*named, *last.tolist()]))[:DEPTH], int)
-    ranks = [metrics.ranks_of(corpus.document[x], documents) for x in (first, interleaved)]
+    rankings = [ranking_of(memory, one) for one in conversation.rounds]
+    fused = fuse_rankings(rankings).tolist()
+    interleaved = np.array(list(dict.fromkeys([*named, *fused])), int)
+    ranks = [
+        metrics.ranks_of(corpus.document[x[:DEPTH]], documents) for x in (rankings[0], interleaved)
+    ]
     measures = {
         "first id": float(bool(named) and corpus.document[named[0]] in documents),
         f"recall@{DEPTH} one round": metrics.recall_at(ranks[0], DEPTH),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 from msa_jax.config import ConfigError, nested
 from msa_jax.data.templates import TEMPLATES
@@ -28,7 +29,8 @@ class RunConfig:
         content_tier: where content goes; the nearest place with room by default.
         encode_batch_tokens: tokens encoded at once.
         batch_size: questions routed at once.
-        interleave: how much is read before an answer.
+        interleave: how much is read before an answer; a `router_temperature` of None is that of
+            the model (`suit`).
     """
 
     workdir: str
@@ -59,6 +61,10 @@ class RunConfig:
         if self.checkpoint is None:
             raise ConfigError("checkpoint is missing; name the model to measure.")
         return load_model(self.checkpoint, self.tokenizer, self.template, dtype=self.dtype)
+
+    def suit(self, loaded: LoadedModel) -> Self:
+        """The configuration, with what comes with the model where nothing else is asked for."""
+        return dataclasses.replace(self, interleave=loaded.suit(self.interleave))
 
     def encoder(self, loaded: LoadedModel, params: PyTree, max_document_tokens: int) -> Encoder:
         """What encodes documents for the memories of a run.

@@ -61,15 +61,20 @@ class Suite:
     """A run of a suite.
 
     Attributes:
+        config: what is measured, and what comes with the model where nothing else was asked for.
         results: so far.
         seconds: that each stage took.
     """
 
     def __init__(self, config: SuiteConfig):
         """Reads documents and questions, and draws the memories."""
-        self.config = config
         self.seconds: dict[str, float] = {}
-        self.loaded = self._load() if {MSA, *ANSWERING} & set(config.systems) else None
+        self.loaded: LoadedModel | None = None
+        if {MSA, *ANSWERING} & set(config.systems):
+            with self._timed("load"):
+                self.loaded = config.load()
+            config = config.suit(self.loaded)
+        self.config = config
         self.builder = self.loaded.builder if self.loaded else _builder(config)
         with self._timed("corpus"):
             self.corpus: Corpus = load_corpus(
@@ -104,10 +109,6 @@ class Suite:
     def generator(self) -> Generator:
         """The model."""
         return Generator(self.loaded.model, self.params)
-
-    def _load(self) -> LoadedModel:
-        with self._timed("load"):
-            return self.config.load()
 
     def _draw(self, one: SetConfig) -> Memories:
         others = [

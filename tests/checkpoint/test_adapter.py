@@ -18,6 +18,8 @@ from msa_jax.checkpoint.huggingface import save_params, to_huggingface
 from msa_jax.checkpoint.pretrained import find_pretrained, load_pretrained, save_pretrained
 from msa_jax.checkpoint.tensors import CheckpointError
 from msa_jax.config import ConfigError
+from msa_jax.data.text_format import TextFormat, load_text_format, save_text_format
+from msa_jax.data.tokenizer import Tokenizer
 from tests.training.tiny import model_config, random_params
 
 CONFIG = model_config()
@@ -114,8 +116,7 @@ def backbone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    for file in ("tokenizer.json", "text.json"):
-        (folder / file).write_text("{}")
+    save_text_format(folder, Tokenizer.load("docs-4k"), "plain", 48, 0.02)
     return folder
 
 
@@ -128,7 +129,7 @@ def saved(request, tmp_path_factory, backbone, text):
     return folder, params, report
 
 
-def test_a_model_is_its_backbone_and_its_adapter(saved, backbone):
+def test_a_model_is_its_backbone_and_its_adapter(saved, backbone, text):
     folder, params, report = saved
     loaded = traverse_util.flatten_dict(load_pretrained(folder, CONFIG, KEY), sep="/")
     expected = traverse_util.flatten_dict(params, sep="/")
@@ -151,7 +152,24 @@ def test_a_model_is_its_backbone_and_its_adapter(saved, backbone):
     assert report.num_bytes == sum(file.stat().st_size for file in files)
     described = read_description(folder)
     assert described.model == CONFIG and described.backbone == str(backbone)
-    assert (folder / "text.json").read_text() == "{}"
+    for file in ("tokenizer.json", "text.json"):
+        assert (folder / file).read_text() == (text / file).read_text()
+
+
+def test_a_router_temperature_is_kept_or_given(tmp_path, backbone, text):
+    def save(name, source, **given):
+        save_pretrained(
+            tmp_path / name, CONFIG, trained_params(), str(backbone), source, rank=1, **given
+        )
+        return load_text_format(tmp_path / name)
+
+    assert save("first", text).router_temperature == 0.02
+    assert save("again", tmp_path / "first", router_temperature=0.5) == TextFormat(
+        True, "plain", 48, 0.5
+    )
+    with pytest.raises(ConfigError, match=r"text\.json: router_temperature must be .* not -1;"):
+        save("wrong", text, router_temperature=-1)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_what_did_not_change_takes_no_room(saved):

@@ -26,8 +26,7 @@ HEAD_LEN = len(TOKENIZER.encode_template(TEMPLATES["plain"].head))
 IDS = np.array([41, 7, 12, 120, 9])
 TEXTS = [" amber river", " stone", " cloud over it and under", " harbor", " meadow"]
 QUESTION, ANSWER = "Which river is it?", "amber stone"
-# Two rounds, the second of which names a document again.
-NAMED = ((12, 41), (41, 7))
+NAMED = ((12, 41), (7,))
 TOLERANCE = 2e-5
 
 
@@ -72,7 +71,7 @@ def library_of(memory):
 def whole_conversation(builder, answer_tokens):
     """Prompt, originals and closing, and the number of these tokens; then the answer's."""
     texts = dict(zip(IDS.tolist(), _texts(IDS), strict=True))
-    hops = [[Source(i, texts[i]) for i in hop] for hop in ((12, 41), (7,))]
+    hops = [[Source(i, texts[i]) for i in hop] for hop in NAMED]
     pieces = [*retrievals(builder, QUESTION, hops, 4096), *builder.closing(QUESTION)]
     start = sum(len(piece.tokens) for piece in pieces)
     answer = builder.answer(ANSWER)
@@ -240,10 +239,11 @@ def test_the_one_document_with_keys_dominates_memory(generator, builder, memory,
 def test_an_answer_of_the_engine(generator, builder, memory):
     library = library_of(memory)
     config = InterleaveConfig(max_rounds=2, max_documents_per_round=2, max_original_tokens=4)
-    # Drawn several times, since some of the conversations read nothing.
+    # Drawn several times, since some of the conversations read nothing, and some answers end
+    # within a character.
     sampling = SamplingConfig(max_tokens=4, temperature=1.0, seed=1)
     conversations = interleave(generator, builder, library, [QUESTION] * 8, config, sampling)
-    one = max(conversations, key=lambda x: len(x.documents))
+    one = max(conversations, key=lambda x: ("\ufffd" not in x.answer, len(x.documents)))
     assert one.answer and len(one.documents) > 1 and one.finished == "length"
     named = [x.named for x in one.rounds]
     found = attribute(generator, builder, library, QUESTION, one.answer, named, False, 4)

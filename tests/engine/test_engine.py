@@ -97,6 +97,24 @@ def test_a_document_found_in_a_later_round_has_the_score_of_that_round(engine, m
     assert list(found) == [3, 4, 1, 2]
 
 
+def test_what_suits_the_model_counts_unless_a_question_says_otherwise(engine, monkeypatch):
+    seen = []
+    scripted = Conversation("why?", "so", "end", (), (), 1, {})
+
+    def listening(*arguments):
+        seen.extend(x.router_temperature for x in arguments if isinstance(x, InterleaveConfig))
+        return [scripted]
+
+    monkeypatch.setattr("msa_jax.engine.engine.interleave", listening)
+    monkeypatch.setattr(
+        engine, "loaded", dataclasses.replace(engine.loaded, router_temperature=0.02)
+    )
+    engine.ask("why?")
+    engine.ask("why?", AskConfig(InterleaveConfig(router_temperature=0.5)))
+    engine.ask("why?", ask_config(constrain="existing"))
+    assert seen == [0.02, 0.5, None]
+
+
 def test_rounds_end_with_that_of_the_answer_and_stages_are_timed(answers, loaded):
     num_layers = len(loaded.config.router_layers)
     for answer in answers:

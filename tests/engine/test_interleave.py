@@ -101,6 +101,7 @@ class ScriptedSession:
 def ask(scripts, config=DEFAULT, sampling=GREEDY, **changes):
     """Runs all scripts together; also returns the generator."""
     generator = changes.pop("generator", None) or Scripted(scripts)
+    given = changes.pop("given", None)
 
     def originals(ids):
         generator.originals_read.append(list(ids))
@@ -110,7 +111,7 @@ def ask(scripts, config=DEFAULT, sampling=GREEDY, **changes):
     said = []
     answers = interleave(
         generator, BUILDER, library, list(scripts), config, sampling,
-        on_text=lambda index, text: said.append((index, text)),
+        on_text=lambda index, text: said.append((index, text)), given=given,
     )  # fmt: skip
     for index, answer in enumerate(answers):
         assert "".join(text for at, text in said if at == index) == answer.answer
@@ -198,13 +199,26 @@ def test_a_round_has_at_most_so_many_names():
     assert rounds_of(answers[0]) == [(41, 7), (9,), ()]
 
 
-def test_a_document_is_read_once_and_a_round_without_a_new_one_is_the_last():
-    answers, generator = ask({"Again?": ([[41], [7, 41], [41, 7], [9]], "x")}, InterleaveConfig(9))
-    assert rounds_of(answers[0]) == [(41,), (7, 41), (41, 7), ()]
-    assert answers[0].documents == (41, 7)
-    assert generator.originals_read == [[41], [7]]
+@pytest.mark.parametrize("constrain", ["routed", "existing"])
+def test_no_document_is_named_twice_in_a_conversation(monkeypatch, constrain):
+    """By a model that names all it can, preferring the same ones in every round."""
+    closings = {int(piece.tokens[0]) for piece in (BUILDER.retrieved([]), BUILDER.stop())}
+    monkeypatch.setattr(
+        ScriptedSession,
+        "_next",
+        lambda session, row, allowed: int(min(token for token in allowed if token not in closings)),
+    )
+    scripts = {"From the start?": ([], "x"), "Having read?": ([], "y")}
+    config = InterleaveConfig(9, max_documents_per_round=2, constrain=constrain)
+    given = [[], [[Source(12, original(12))]]]
+    answers, generator = ask(scripts, config, names=NameTable(BUILDER, IDS), given=given)
+    for answer, already, sizes in zip(answers, ((), (12,)), ([2, 2, 1, 0], [2, 2, 0]), strict=True):
+        rounds = rounds_of(answer)
+        assert [len(named) for named in rounds] == sizes, "the last has nothing left to name"
+        assert answer.documents == (*already, *sum(rounds, ()))
+        assert sorted(answer.documents) == sorted(IDS)
     last = TOKENIZER.decode(generator.sessions[-1].prompts[0].tokens)
-    assert last.count("[41].") == last.count("[7].") == 1
+    assert [last.count(f"[{doc_id}].") for doc_id in IDS] == [1] * len(IDS)
 
 
 def test_originals_share_their_budget():

@@ -150,12 +150,11 @@ def test_answers_and_routing_are_those_of_the_training_forward(
         written.clear()
         (conversation,) = ask(generator, builder, memory, [question])
         (answer,) = written.values()
-        hops, seen = [], set()
-        for one in conversation.rounds:
-            fresh = [doc_id for doc_id in one.named if doc_id not in seen]
-            texts = zip(fresh, originals(fresh), strict=True)
-            hops += [[Source(*text) for text in texts]] if fresh else []
-            seen.update(fresh)
+        hops = [
+            [Source(*text) for text in zip(one.named, originals(one.named), strict=True)]
+            for one in conversation.rounds
+            if one.named
+        ]
         pieces = [*retrievals(builder, question, hops, 1000), *builder.closing(question)]
         prompt_tokens = sum(len(piece.tokens) for piece in pieces)
         pieces.append(Piece(np.array(answer, np.int32), -1))

@@ -13,8 +13,10 @@ from jax.sharding import PartitionSpec as P
 from msa_jax.checkpoint import huggingface
 from msa_jax.checkpoint.checkpointer import CheckpointConfig
 from msa_jax.config import ConfigError
+from msa_jax.data.text_format import save_text_format
 from msa_jax.data.tokenizer import PACKAGED, Tokenizer
 from msa_jax.engine import loading
+from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.engine.loading import fingerprint, load_model, model_fingerprint
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.training.trainer import train
@@ -86,6 +88,20 @@ def test_a_huggingface_folder_brings_its_tokenizer_and_template(folder, tmp_path
     assert load_model(tmp_path, TOKENIZER).template_name == "plain"
 
 
+def test_a_model_may_come_with_a_router_temperature(folder, tmp_path):
+    assert load_model(folder).router_temperature is None
+    copy_of(folder, tmp_path)
+    save_text_format(tmp_path, Tokenizer.load(TOKENIZER), "plain", None, 0.02)
+    loaded = load_model(tmp_path)
+    assert loaded.router_temperature == 0.02
+    assert fingerprint(loaded) == fingerprint(load_model(folder, template="plain"))
+    asked = InterleaveConfig(max_rounds=1)
+    assert loaded.suit(asked) == InterleaveConfig(max_rounds=1, router_temperature=0.02)
+    for kept in (InterleaveConfig(router_temperature=0.5), InterleaveConfig(constrain="existing")):
+        assert loaded.suit(kept) == kept
+    assert load_model(folder).suit(asked) == asked
+
+
 def test_a_huggingface_folder_loads_onto_a_mesh(folder):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     spread, whole = load_model(folder, mesh=mesh), load_model(folder)
@@ -114,6 +130,10 @@ def test_parameters_for_inference_compute_the_same(folder):
         ("small", "tokenizer 'docs-4k' has 4096 tokens, but the model knows only 64"),
         ("text.json", "text.json does not say which template and max_document_tokens"),
         ("template", "text.json names the template 'x', but there are only plain, msa_4b"),
+        *(
+            (f'"router_temperature": {bad}', "text.json: router_temperature must be a positive num")
+            for bad in ("0", "-0.1", "true", '"low"', "NaN", "Infinity")
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence(folder, tmp_path, where, message):
@@ -129,6 +149,9 @@ def test_what_cannot_be_loaded_is_one_sentence(folder, tmp_path, where, message)
         (tmp_path / "text.json").write_text("{}")
     elif where == "template":
         (tmp_path / "text.json").write_text('{"template": "x", "max_document_tokens": 8}')
+    elif "router_temperature" in where:
+        settings = f'{{"template": "plain", "max_document_tokens": 8, {where}}}'
+        (tmp_path / "text.json").write_text(settings)
     with pytest.raises(ConfigError, match=message):
         load_model("nowhere" if where == "nowhere" else tmp_path, tokenizer)
 

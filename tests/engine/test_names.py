@@ -1,4 +1,4 @@
-"""Whatever the model prefers, only documents that exist are named, each once."""
+"""Whatever the model prefers, only documents that exist are named, each once, none read before."""
 
 import dataclasses
 import functools
@@ -65,6 +65,11 @@ def all_rounds(builder, ids, max_names):
 
 
 DOCUMENT_IDS = st.lists(st.integers(1, 1300), max_size=4, unique=True)
+NOT_IN_A_TABLE = 1301
+
+
+def some_of(ids):
+    return st.lists(st.sampled_from(ids), unique=True)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -73,8 +78,9 @@ DOCUMENT_IDS = st.lists(st.integers(1, 1300), max_size=4, unique=True)
 def test_what_may_come_next_is_what_some_round_goes_on_with(kind, ids, max_names, data):
     """No token too many and none too few, in every state on a random way to the end."""
     builder = builder_of(kind)
-    possible = all_rounds(builder, ids, max_names)
-    speller = Speller(NameTable(builder, ids), *ends_of(builder), max_names)
+    read = data.draw(some_of([*ids, NOT_IN_A_TABLE]))
+    possible = all_rounds(builder, [i for i in ids if i not in read], max_names)
+    speller = Speller(NameTable(builder, ids), *ends_of(builder), max_names, read=read)
     tokens = []
     while not speller.finished:
         at = len(tokens)
@@ -106,11 +112,11 @@ def test_a_changed_table_is_that_of_its_documents(kind, changes):
 # Weights.
 
 
-def weighted(builder, log_weight_of, max_names=1):
+def weighted(builder, log_weight_of, max_names=1, read=()):
     """A round over documents, by id, with the logarithms of their weights."""
     table = NameTable(builder, list(log_weight_of))
     log_weights = np.array([log_weight_of[doc_id] for doc_id in table.ids], np.float64)
-    return Speller(table, *ends_of(builder), max_names, log_weights)
+    return Speller(table, *ends_of(builder), max_names, log_weights, read)
 
 
 def spell(speller, tokens):
@@ -142,14 +148,16 @@ LOG_WEIGHTS = st.dictionaries(st.integers(1, 1300), st.floats(-1e4, 1e4), min_si
 @settings(max_examples=100, deadline=None)
 @given(log_weight_of=LOG_WEIGHTS, data=st.data())
 def test_with_equal_logits_each_name_is_as_probable_as_it_weighs(kind, log_weight_of, data):
-    """Of those that are not named yet, however far they are below those that are."""
+    """Of those neither named nor read yet, however far they are below those that are."""
     builder = builder_of(kind)
     earlier = data.draw(st.lists(st.sampled_from(list(log_weight_of)), max_size=3, unique=True))
-    rest = {i: weight for i, weight in log_weight_of.items() if i not in earlier}
+    unnamed = [i for i in log_weight_of if i not in earlier]
+    read = data.draw(some_of([*unnamed, NOT_IN_A_TABLE]))
+    rest = {i: log_weight_of[i] for i in unnamed if i not in read}
     total = np.logaddexp.reduce(list(rest.values()) or [0.0])
     log_probabilities = []
     for doc_id, name in zip(rest, builder.names(list(rest)), strict=True):
-        speller = weighted(builder, log_weight_of, max_names=4)
+        speller = weighted(builder, log_weight_of, max_names=4, read=read)
         spell(speller, [token for name in builder.names(earlier) for token in name])
         assert speller.named == earlier
         log_probabilities.append(spell(speller, name))
@@ -164,12 +172,15 @@ def test_weights_neither_end_a_round_nor_prolong_it(kind, ids, data):
     """What closes it has an average bias, in every state on a random way to the end."""
     builder = builder_of(kind)
     heavy = dict(zip(ids, data.draw(st.tuples(*(st.floats(-9, 9) for _ in ids))), strict=True))
-    speller, plain = weighted(builder, heavy, 2), weighted(builder, dict.fromkeys(ids, 0.0), 2)
+    read = data.draw(some_of(ids))
+    speller = weighted(builder, heavy, 2, read)
+    plain = weighted(builder, dict.fromkeys(ids, 0.0), 2, read)
     spelled = []  # Of the name that is under way.
     while not speller.finished:
         allowed, biases = speller.allowed(), speller.biases()
         at = len(spelled)
-        left = [i for i in ids if i not in speller.named] if len(speller.named) < 2 else []
+        left = [i for i in ids if i not in (*speller.named, *read)]
+        left = left if len(speller.named) < 2 else []
         names = [name.tolist() for name in builder.names(left)]
         of_names = np.isin(allowed, [name[at] for name in names if name[:at] == spelled])
         assert np.exp(biases[of_names]).sum() == pytest.approx(float(of_names.any()))
@@ -209,6 +220,18 @@ def test_without_weights_there_are_no_biases():
 
 
 # Tables that change, and what cannot be spelled.
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("read", [(12, 34, 345), (345, NOT_IN_A_TABLE, 34, 12)])
+def test_where_all_has_been_read_stopping_is_what_is_left(kind, read):
+    builder = builder_of(kind)
+    speller = weighted(builder, {12: 1.0, 34: -2.0, 345: 0.0}, max_names=3, read=read)
+    stop = builder.stop().tokens.tolist()
+    with np.errstate(all="raise"):
+        assert speller.biases().tolist() == [0.0]
+        assert speller.follow() == stop
+    assert speller.finished and not speller.named
 
 
 def test_a_round_is_not_disturbed_by_changes_of_the_table():

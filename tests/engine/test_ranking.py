@@ -1,10 +1,12 @@
-"""One ranking of what several layers list."""
+"""One ranking of what several layers list, and of several rankings."""
+
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msa_jax.engine.ranking import rank_documents
+from msa_jax.engine.ranking import fuse_rankings, rank_documents
 
 # Scores are exact in any sum, so that equal means are equal.
 SCORES = st.integers(-8, 8).map(lambda eighths: eighths / 8)
@@ -81,3 +83,26 @@ def test_nothing_listed_is_no_ranking():
     for shape in ((0, 0), (3, 0), (3, 2)):
         documents, means = rank_documents(np.full(shape, -1), np.full(shape, -np.inf, np.float32))
         assert documents.shape == means.shape == (0,)
+
+
+# Several rankings.
+
+RANKINGS = st.lists(st.lists(st.integers(0, 9), max_size=10, unique=True), max_size=4)
+
+
+@given(RANKINGS)
+def test_rankings_are_fused_by_reciprocal_ranks(rankings):
+    """In exact arithmetic; ties go to the earlier ranking, and in it to the better rank."""
+    listed = list(dict.fromkeys(document for ranking in rankings for document in ranking))
+
+    def share(document):
+        ranks = [1 + ranking.index(document) for ranking in rankings if document in ranking]
+        return sum(Fraction(1, 60 + rank) for rank in ranks)
+
+    fused = fuse_rankings([np.array(ranking, int) for ranking in rankings])
+    assert fused.tolist() == sorted(listed, key=lambda i: (-share(i), listed.index(i)))
+    assert fused.dtype == np.int64
+
+
+def test_what_two_rankings_have_is_before_what_one_puts_first():
+    assert fuse_rankings([np.array([1, 2, 3]), np.array([4, 3])]).tolist() == [3, 1, 4, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from msa_jax.config import MemoryConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.loading import LoadedModel
 from msa_jax.evaluation.answering import Answering
 from msa_jax.evaluation.run_config import RunConfig
 from msa_jax.evaluation.suite import Suite
@@ -25,7 +25,7 @@ def suite(tmp_path, monkeypatch):
     """Makes a suite of these systems, with a model that is not there."""
     small_suite.write_files(tmp_path)
     builder = PromptBuilder(TEMPLATES["plain"], Tokenizer.load("docs-4k"), MemoryConfig())
-    loaded = types.SimpleNamespace(builder=builder)
+    loaded = LoadedModel(None, None, None, "plain", builder, "", None, router_temperature=0.02)
     monkeypatch.setattr(RunConfig, "load", lambda config: loaded)
     monkeypatch.setattr(Suite, "generator", None)
     monkeypatch.setattr(Suite, "_msa", lambda suite: None)
@@ -34,6 +34,13 @@ def suite(tmp_path, monkeypatch):
         return Suite(suite_config(small_suite.suite_values(tmp_path, systems=systems, **changes)))
 
     return make
+
+
+def test_the_model_says_how_it_reads_unless_the_configuration_does(suite):
+    assert suite("msa answers").config.interleave.router_temperature == 0.02
+    given = suite("msa answers", interleave={"router_temperature": 0.5})
+    assert given.config.interleave.router_temperature == 0.5
+    assert suite("bm25").config.interleave.router_temperature is None
 
 
 def test_every_size_is_answered_once_and_full_attention_stops_where_its_context_does(suite):

@@ -11,6 +11,7 @@ from msa_jax.config import MemoryConfig
 from msa_jax.data.records import read_questions
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.evaluation import baselines
 from msa_jax.evaluation.baselines import BM25, Dense
 from msa_jax.evaluation.corpus import CorpusConfig, load_corpus
 from msa_jax.evaluation.memories import Memories
@@ -79,6 +80,25 @@ class WordCounts:
 def test_dense_ranks_by_the_product_of_embeddings(memories, tokenizer):
     system = Dense(memories.corpus, tokenizer, WordCounts())
     check(memories, system.rank(memories, range(len(small_suite.SIZES)), batch_size=3))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, "all but one", "all"])
+def test_every_part_is_embedded_however_many_texts_there_are(
+    memories, tokenizer, monkeypatch, at_once
+):
+    corpus, embedded = memories.corpus, []
+
+    class Recorder(WordCounts):
+        def encode(self, tokens, on_batch=lambda count: None):
+            embedded.extend(tokens)
+            return super().encode(tokens, on_batch)
+
+    at_once = {"all but one": len(corpus) - 1, "all": len(corpus)}.get(at_once, at_once)
+    monkeypatch.setattr(baselines, "_TEXTS_AT_ONCE", at_once)
+    system = Dense(corpus, tokenizer, Recorder())
+    texts = list(corpus.texts(tokenizer, range(len(corpus))))
+    assert len(texts) == len(corpus) and embedded == WordCounts().tokenize(texts)
+    check(memories, system.rank(memories, range(len(small_suite.SIZES))))
 
 
 def test_texts_come_back_from_the_corpus_that_is_kept(memories, tokenizer):

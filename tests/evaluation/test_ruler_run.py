@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 from msa_jax import evaluate as program
 from msa_jax.config import ConfigError
 from msa_jax.data.needles import NOUNS
+from msa_jax.data.text_format import save_text_format
+from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.interleave import Conversation, Round
 from msa_jax.evaluation import qa
 from msa_jax.evaluation.ruler import report
@@ -167,6 +170,21 @@ def test_another_run_in_the_same_place_is_an_error(folder, monkeypatch):
     RulerRun(ruler_config(values | {"memory_tokens": (500,), "subtasks": ("niah_single_1",)}))
     with pytest.raises(ConfigError, match="holds results with another num_samples, seed; name"):
         RulerRun(ruler_config(values | {"seed": 1, "num_samples": 4}))
+
+
+def test_what_comes_with_the_model_is_written_down_too(folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(folder / "model", model)
+    save_text_format(model, Tokenizer.load("docs-4k"), "plain", 48, 0.02)
+
+    def written(name, **reading):
+        values = values_of(folder, checkpoint=str(model), workdir=str(tmp_path / name))
+        values["interleave"] = values["interleave"] | reading
+        RulerRun(ruler_config(values))
+        return json.loads((tmp_path / name / "config.json").read_text())["interleave"]
+
+    assert written("own", router_temperature=None)["router_temperature"] == 0.02
+    assert written("given", router_temperature=0.5)["router_temperature"] == 0.5
 
 
 def test_a_table_has_a_column_for_each_size_and_a_mean_of_what_was_measured():

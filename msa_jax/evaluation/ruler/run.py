@@ -66,6 +66,7 @@ class RulerRun:
     """A run over subtasks and sizes.
 
     Attributes:
+        config: what is measured, and what comes with the model where nothing else was asked for.
         results: so far; the value of `SCORE` is a share, a hundredth of RULER's score.
     """
 
@@ -75,8 +76,8 @@ class RulerRun:
         Raises:
             ConfigError: if the model is not there, or `workdir` holds results of another run.
         """
-        self.config = config
         self._loaded = config.load()
+        self.config = config = config.suit(self._loaded)
         self._ruler = Ruler(
             self._loaded.builder,
             config.max_document_tokens,
