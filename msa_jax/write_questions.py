@@ -58,9 +58,20 @@ _TO = flags.DEFINE_string("to", None, "The JSON Lines file to write.", flag_valu
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", BACKBONE, "The language model, as for msa_jax.encode.", flag_values=FLAGS
 )
-_STEPS = _integer("steps", WriterConfig.steps, "Training steps.")
+_STEPS = flags.DEFINE_integer(
+    "steps", WriterConfig.steps, "Training steps.", lower_bound=2, flag_values=FLAGS
+)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate",
+    WriterConfig.learning_rate,
+    "Of training, at its peak.",
+    lower_bound=0.0,
+    flag_values=FLAGS,
+)
 _BATCH_SIZE = _integer("batch_size", 512, "Documents that are asked about at once.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of what is written.", flag_values=FLAGS)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.7, "Of what is written; 0 is greedy.", lower_bound=0.0, flag_values=FLAGS
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", flag_values=FLAGS)
 
 
@@ -78,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     if not given:
         raise ConfigError("--questions has no question with an answer and one positive document.")
     about = _documents_to_ask(list(corpus.documents.values()))
-    config = WriterConfig(steps=_STEPS.value, seed=_SEED.value)
+    config = WriterConfig(steps=_STEPS.value, learning_rate=_LEARNING_RATE.value, seed=_SEED.value)
     loaded = _load()
     form = Format(loaded.tokenizer, config)
     with tqdm(total=config.steps, desc="learn to write", unit="step") as bar:
