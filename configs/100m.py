@@ -8,8 +8,9 @@ recipe wants real questions:
 
     python -m msa_jax.train --config=configs/100m.py:FOLDER --config.workdir=runs/100m
 
-FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Four of them
-are made beforehand, in some minutes: questions with documents that BM25 takes for the answer.
+FOLDER has the documents and questions, JSON Lines files (`SOURCES` below names them). Five of them
+are made beforehand, in some minutes: questions with documents that BM25 takes for the answer, one
+of them with questions that a language model has written.
 
     mine="python -m msa_jax.mine --documents=FOLDER/single_hop.documents.jsonl.xz --split=train \\
         --questions=FOLDER/single_hop.questions.jsonl.xz"
@@ -19,6 +20,11 @@ are made beforehand, in some minutes: questions with documents that BM25 takes f
         --to=FOLDER/others.mined.jsonl
     python -m msa_jax.mine --documents=FOLDER/wiki_passages.documents.jsonl.xz \\
         --queries=synthetic --negatives=6 --to=FOLDER/wiki.mined.jsonl
+    python -m msa_jax.write_questions --documents=FOLDER/single_hop.documents.jsonl.xz \\
+        --questions=FOLDER/squad.mined.jsonl --about=FOLDER/wiki_passages.documents.jsonl.xz \\
+        --max_documents=40000 --temperature=0.8 --to=FOLDER/written.jsonl
+    python -m msa_jax.mine --documents=FOLDER/wiki_passages.documents.jsonl.xz --max_rank=10 \\
+        --questions=FOLDER/written.jsonl --to=FOLDER/written.mined.jsonl
 
 Other files: `--config.data.documents=... --config.data.questions=...`.
 
@@ -27,6 +33,9 @@ untrained router finds nothing; watch `recall@16/joint` rise. The loss of the id
 at 1.57, that of uniform digits, until `pretrain_1`, where it falls within 100 steps: with one
 document to attend to, its id is soon copied. Layers are compiled one after another, which takes a
 minute a stage; `--config.model.unroll_layers=False` compiles faster and runs slower.
+
+The published weights (`pretrained/smollm2-135m-msa`) went through these stages in four runs, some
+twice, as sources were added; docs/results says what each run was worth.
 
 Sizes are for one accelerator of 80 GB; `--config.mesh.memory=-1` spreads a memory over more.
 """
@@ -80,15 +89,32 @@ SOURCES = {
         "documents": "wiki_passages.documents.jsonl.xz",
         "queries": "synthetic",
         "queries_per_document": 4,
+        "dropped_words": 0.1,
     },
     "wiki_mined": {
         "documents": "wiki_passages.documents.jsonl.xz",
         "questions": "wiki.mined.jsonl",
+        "dropped_words": 0.1,
+    },
+    # As people ask: what made the most of the last run.
+    "written": {
+        "documents": "wiki_passages.documents.jsonl.xz",
+        "questions": "written.mined.jsonl",
+        "dropped_words": 0.05,
+    },
+    # Whole books, some 30: prose is most of a large memory. They are cut into passages.
+    "books": {
+        "documents": "books.documents.jsonl.xz",
+        "queries": "synthetic",
+        "dropped_words": 0.1,
     },
     "chains": {"documents": "wiki_passages.documents.jsonl.xz", "queries": "chains"},
 }
-ONE_STEP = {"squad": 0.25, "sentences": 0.15, "others": 0.15, "wiki_mined": 0.3, "wiki": 0.15}
-ALL_STEPS = {"squad": 0.4, "wiki": 0.15, "chains": 0.3, "multihop": 0.15}
+ONE_STEP = {
+    **{"squad": 0.15, "sentences": 0.1, "others": 0.07, "written": 0.3},
+    **{"wiki_mined": 0.2, "wiki": 0.08, "books": 0.1},
+}
+ALL_STEPS = {"squad": 0.3, "written": 0.15, "wiki": 0.05, "chains": 0.3, "multihop": 0.2}
 
 
 def get_config(folder: str = "") -> ConfigDict:
@@ -149,7 +175,10 @@ def get_config(folder: str = "") -> ConfigDict:
         "answer_fraction": 0.4,
         "temperature": 0.03,
     }
-    c.curriculum = ("warmup", "pretrain", "pretrain_1", "pretrain_4", "sft_8k", "sft_64k")
+    c.curriculum = (
+        *("warmup", "pretrain", "pretrain_1", "pretrain_4", "pretrain_16"),
+        *("sft_8k", "sft_64k"),
+    )
     c.stages = {
         "warmup": {
             "steps": 150,
@@ -175,14 +204,19 @@ def get_config(folder: str = "") -> ConfigDict:
         },
         "pretrain_1": pretrain | {"steps": 150, "attended_docs": 1},
         "pretrain_4": pretrain | {"steps": 850, "attended_docs": 4, "schedule": "cosine"},
+        "pretrain_16": pretrain
+        | {"steps": 1_500, "schedule": "cosine", "warmup_steps": 30, "naming_weight": 0.1},
         "sft_8k": sft | {"steps": 80, "memory_tokens": 8_448, "groups": 8, "queries_per_group": 8},
         "sft_64k": sft
         | {
-            "steps": 300,
+            "steps": 220,
             "memory_tokens": 67_584,
             "groups": 1,
             "queries_per_group": 64,
             "cluster": 4,
+            "learning_rate": 5e-5,
+            "schedule": "cosine",
+            "naming_weight": 0.1,
         },
     }
     for name, stage in c.stages.items():
