@@ -46,7 +46,8 @@ class InterleaveConfig:
             round, or "existing", all; in both cases but for those that have been read.
         router_temperature: tau: what is named follows not the model's probabilities but their
             product with the routers', a softmax over the mean scores of those documents divided by
-            tau. The lower, the more the routers decide. None leaves it to the model.
+            tau. The lower, the more the routers decide. None leaves it to the model, unless the
+            engine has one that comes with the model (`LoadedModel.suit`).
     """
 
     max_rounds: int = 3
