@@ -2,10 +2,12 @@
 
 import getpass
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import jax
+import pytest
 
 # JAX_PLATFORMS=cuda,cpu (or tpu,cpu) runs tests/kernels on the real thing.
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
@@ -18,3 +20,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # Half of the rest is optimising programs that run once.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # For the programs that tests start.
+
+
+@pytest.fixture
+def run_program(monkeypatch, capsys):
+    """Runs a program in this process; returns its exit code, what it printed, and its errors."""
+
+    def run(program, *arguments):
+        name = program.__name__.rpartition(".")[2]
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            program.run()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run

@@ -1,6 +1,6 @@
 """`python -m msa_jax.bank`: what a bank holds, removing, compacting, verifying."""
 
-import sys
+from functools import partial
 
 import pytest
 
@@ -18,16 +18,9 @@ def bank(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_program):
     """Runs the program; returns its exit code, what it printed, and its errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bank", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            program.run()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+    return partial(run_program, program)
 
 
 def test_it_says_what_a_bank_holds(run, bank):

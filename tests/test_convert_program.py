@@ -1,7 +1,6 @@
 """`python -m msa_jax.convert`: every kind of model becomes a folder with the same logits."""
 
 import dataclasses
-import sys
 from typing import Any
 
 import jax
@@ -40,16 +39,11 @@ class State:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_program):
     """Runs the program; returns its exit code, what it printed, and its errors."""
-
-    def run(source, target, *more):
-        monkeypatch.setattr(sys, "argv", ["convert", f"--from={source}", f"--to={target}", *more])
-        with pytest.raises(SystemExit) as stop:
-            program.run()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+    return lambda source, target, *more: run_program(
+        program, f"--from={source}", f"--to={target}", *more
+    )
 
 
 @pytest.fixture(scope="module")

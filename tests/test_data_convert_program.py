@@ -1,7 +1,6 @@
 """`python -m msa_jax.data.convert`: the commands of docs/data.md, and errors in one line."""
 
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,9 @@ PROGRAMS = {"msa_jax.data.convert", "msa_jax.mine", "msa_jax.evaluate"}
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_program):
     """Runs a command; returns its exit code, what it printed, and its errors."""
-
-    def run(program, arguments):
-        monkeypatch.setattr(sys, "argv", ["program", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            program.run()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+    return lambda program, arguments: run_program(program, *arguments)
 
 
 def commands(program):

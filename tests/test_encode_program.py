@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import re
-import sys
 import types
 
 import pytest
@@ -28,17 +27,11 @@ def documents(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_program):
     """Runs the program; returns its exit code, what it printed, and its errors."""
-
-    def run(**flags):
-        arguments = [f"--{name}={value}" for name, value in flags.items()]
-        monkeypatch.setattr(sys, "argv", ["encode", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            program.run()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+    return lambda **flags: run_program(
+        program, *(f"--{name}={value}" for name, value in flags.items())
+    )
 
 
 def test_a_bank_is_made_and_then_updated(run, model, documents, tmp_path):

@@ -1,7 +1,5 @@
 """`python -m msa_jax.mine`: what it writes, and errors in one line."""
 
-import sys
-
 import pytest
 
 from msa_jax import mine as program
@@ -33,17 +31,11 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_program):
     """Runs the program; returns its exit code, what it printed, and its errors."""
-
-    def run(**flags):
-        arguments = [f"--{name}={value}" for name, value in flags.items()]
-        monkeypatch.setattr(sys, "argv", ["mine", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            program.run()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+    return lambda **flags: run_program(
+        program, *(f"--{name}={value}" for name, value in flags.items())
+    )
 
 
 def check(path, names, num_negatives):

@@ -1,7 +1,5 @@
 """`python -m msa_jax.write_questions`: a model learns to ask, and what it writes can be used."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -34,17 +32,11 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(run_program):
     """Runs the program; returns its exit code, what it printed, and its errors."""
-
-    def run(**flags):
-        arguments = [f"--{name}={value}" for name, value in flags.items()]
-        monkeypatch.setattr(sys, "argv", ["write_questions", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            program.run()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+    return lambda **flags: run_program(
+        program, *(f"--{name}={value}" for name, value in flags.items())
+    )
 
 
 @pytest.fixture

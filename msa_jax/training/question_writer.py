@@ -155,6 +155,7 @@ def _batches(
 ) -> Iterator[tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]]:
     """Tokens, padded at the right, and which of them are to be written."""
     prompts = form.prompts([documents[question.positive_ids[0]] for question in questions])
+    written = [form.written(question.answers[0], question.question) for question in questions]
     length = -(-max(config.max_document_tokens + config.max_tokens, 32) // 32) * 32
     rng = np.random.default_rng(config.seed)
     waiting: list[int] = []
@@ -164,8 +165,7 @@ def _batches(
         tokens = np.full((config.batch_size, length), form.end[0], np.int32)
         is_written = np.zeros(tokens.shape, bool)
         for row, mask, index in zip(tokens, is_written, waiting, strict=False):
-            written = form.written(questions[index].answers[0], questions[index].question)
-            both = np.concatenate([prompts[index], written])[:length]
+            both = np.concatenate([prompts[index], written[index]])[:length]
             row[: len(both)] = both
             mask[len(prompts[index]) : len(both)] = True
         del waiting[: config.batch_size]
