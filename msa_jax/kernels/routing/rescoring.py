@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from msa_jax.kernels.routing.selection import top_k_by_sorting
 from msa_jax.typing import Array, Bool, Float, Int
 
 # Keys gathered at once.
@@ -51,7 +52,7 @@ def rescore(
         )
         best = jnp.where(mask, products, -jnp.inf).max(axis=-1)
         best = jnp.where(own, best, -jnp.inf).max(axis=-1)
-        scores, kept = jax.lax.top_k(best, min(top_k_docs, best.shape[0]))
+        scores, kept = top_k_by_sorting(best, min(top_k_docs, best.shape[0]))
         return scores, jnp.where(scores > -jnp.inf, docs[kept], -1)
 
     per_query = candidates[1].shape[1] * offsets.shape[0] * size
