@@ -29,6 +29,7 @@ from msa_jax.engine.generate import Generator
 from msa_jax.engine.loading import LoadedModel, load_model
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.modules.transformer import Transformer
+from msa_jax.modules.unstack import unstack_layers
 from msa_jax.training.question_writer import Format, WriterConfig, learn_to_write
 from msa_jax.typing import PyTree
 
@@ -125,7 +126,9 @@ def ask_about(
         config: the lengths that it has learned with.
     """
     params = jax.tree.map(lambda x: x.astype(model.config.dtype), params)
-    generator = Generator(model, params)
+    # A cache of stacked layers would be copied with every token.
+    unstacked, params = unstack_layers(model.config, params)
+    generator = Generator(Transformer(unstacked), params)
     sampling = SamplingConfig(temperature=_TEMPERATURE.value, seed=_SEED.value)
     for start in tqdm(range(0, len(documents), _BATCH_SIZE.value), desc="write", unit="batch"):
         some = documents[start : start + _BATCH_SIZE.value]
