@@ -11,6 +11,8 @@ and do not contain an answer. Train with them by naming the new file as the ques
 
 asks questions made of the documents' own words instead, one of each document. `--max_rank=3` keeps
 only questions that say which document they are about: "What does she buy?" is about many.
+`--order=similar` writes questions about similar documents one after another, so that a stage's
+`cluster` brings together what is hard to tell apart.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from msa_jax.config import ConfigError
 from msa_jax.data.config import DataConfig, SourceConfig
 from msa_jax.data.corpus import read_corpus
 from msa_jax.data.examples import token_block
-from msa_jax.data.mining import RANKED, Bm25, mine_negatives
+from msa_jax.data.mining import RANKED, Bm25, mine_negatives, neighbours_together
 from msa_jax.data.parts import split_documents
 from msa_jax.data.records import Document, Question, write_questions
 from msa_jax.data.synthetic import questions_about
@@ -38,6 +40,7 @@ from msa_jax.engine.ranking import rank_documents
 
 METHODS = ("bm25", "router")
 QUERIES = ("given", "synthetic")
+ORDERS = ("given", "similar")
 
 FLAGS = flags.FlagValues()
 
@@ -67,6 +70,7 @@ _NEGATIVES = _integer("negatives", 8, "How many of a question, at most.")
 _MAX_RANK = _integer(
     "max_rank", None, "Leave out questions one of whose documents is ranked lower; none by default."
 )
+_ORDER = flags.DEFINE_enum("order", "given", ORDERS, "Of the questions.", flag_values=FLAGS)
 _MAX_WORDS = _integer(
     "max_words", 150, "With --queries=synthetic: longer documents are not asked about."
 )
@@ -96,6 +100,8 @@ def main(arguments: Sequence[str]) -> None:
     mined = list(mine_negatives(documents, questions, rankings, _NEGATIVES.value, _MAX_RANK.value))
     if not mined:
         raise ConfigError("--max_rank leaves no question; raise it.")
+    if _ORDER.value == "similar":
+        mined = neighbours_together(mined)
     write_questions(to, mined)
     mean = sum(len(question.negative_ids) for question in mined) / len(mined)
     print(f"{len(mined):,} questions with {mean:.1f} negatives each, written to {to}.")

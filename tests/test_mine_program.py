@@ -57,6 +57,26 @@ def test_bm25(run, files, tmp_path):
     check(tmp_path / "m.jsonl", ["q0", "q1"], 2)
 
 
+def test_similar_questions_come_together(run, tmp_path):
+    """Of two subjects, those of one come first, then those of the other."""
+    pytest.importorskip("bm25s")
+    subjects = ("amber mill", "violet boat")
+    documents, questions = [], []
+    for number in range(8):
+        subject = subjects[number % 2]
+        documents.append(Document(f"d{number}", f"The {subject} has the number n{number}."))
+        asked = f"Which number has the {subject}, n{number}?"
+        questions.append(Question(f"q{number}", asked, (), (f"d{number}",)))
+    write_documents(tmp_path / "d.jsonl", documents)
+    write_questions(tmp_path / "q.jsonl", questions)
+    flags = {"documents": tmp_path / "d.jsonl", "questions": tmp_path / "q.jsonl", "negatives": 3}
+    for order, together in (("given", False), ("similar", True)):
+        code, _, err = run(order=order, to=tmp_path / "m.jsonl", **flags)
+        assert code == 0, err
+        subject_of = [int(x.id[1:]) % 2 for x in read_questions(tmp_path / "m.jsonl")]
+        assert (subject_of == [0] * 4 + [1] * 4) == together
+
+
 def test_queries_made_of_documents(run, files, tmp_path):
     pytest.importorskip("bm25s")
     long = Document("long", "So it goes on and on. " * 20)

@@ -3,9 +3,11 @@
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from msa_jax.config import ConfigError
-from msa_jax.data.mining import Bm25, mine_negatives
+from msa_jax.data.mining import Bm25, mine_negatives, neighbours_together
 from msa_jax.data.records import Document, Question
 
 DOCUMENTS = [
@@ -40,6 +42,33 @@ def test_questions_that_do_not_say_what_they_are_about_are_left_out():
     ranking = [0, 5, 4, 3, 2, 1]  # "right" is first, "far" is third.
     mined = [list(mine_negatives(DOCUMENTS, [question], [ranking], 2, n)) for n in (2, 3)]
     assert not mined[0] and mined[1][0].negative_ids == ("titled", "close")
+
+
+def test_a_question_is_followed_by_what_is_hard_to_tell_from_it():
+    def about(name, document, *negatives):
+        return Question(name, "?", (), (document,), negatives)
+
+    questions = [
+        about("a", "A", "C", "B"),
+        about("b", "B"),
+        about("again a", "A", "D"),
+        about("c", "C", "E", "A"),
+        about("d", "D"),
+        about("e", "E"),
+    ]
+    # From A to the best of its negatives, C; from there to E, for which C is taken, then to A
+    # again and its negative D; B, left from the first question, comes last.
+    found = [question.id for question in neighbours_together(questions)]
+    assert found == ["a", "c", "e", "again a", "d", "b"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(6, 8) | st.integers(0, 5)))))
+def test_neighbours_are_all_questions_each_once(pairs):
+    questions = [
+        Question(f"q{number}", "?", (), (f"d{document}",), tuple(f"d{x}" for x in negatives))
+        for number, (document, negatives) in enumerate(pairs)
+    ]
+    assert sorted(neighbours_together(questions), key=lambda x: int(x.id[1:])) == questions
 
 
 @pytest.mark.parametrize("answers", [(), ("yes",), ("No ", " ")])
