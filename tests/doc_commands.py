@@ -38,6 +38,8 @@ _NOT_RUN = {
     "tests/test_evaluate_program.py runs such a suite, shrunk",
     "python -m msa_jax.write_questions": "downloads a backbone and needs a GPU; "
     "tests/test_write_questions_program.py runs it with a small model",
+    "python -m msa_jax.compose_questions": "needs questions that were written; "
+    "tests/test_compose_questions_program.py runs it",
     "python -m msa_jax.convert --from=DIR": "placeholders; tests/test_convert_program.py runs it",
     "python -m benchmarks.engine_bench": "needs a GPU; tests/benchmarks runs it, shrunk",
     "python -m benchmarks.quantized_recall": "needs a trained run; tests/benchmarks has its own",

@@ -42,11 +42,21 @@ def infer_hops(question: Question, documents: Sequence[Document]) -> Question:
     return dataclasses.replace(question, hops=ids)
 
 
+def plain_title(document: Document) -> str:
+    """The title of a document without its qualifier."""
+    return _QUALIFIER.sub("", document.title).strip()
+
+
+def title_pattern(document: Document) -> re.Pattern | None:
+    """What finds the title of a document in a text, its qualifier aside; None without one."""
+    title = plain_title(document)
+    return re.compile(rf"(?<!\w){re.escape(title)}(?!\w)", re.IGNORECASE) if title else None
+
+
 def names(text: str, document: Document) -> bool:
     """Whether the title of a document is in a text, its qualifier aside."""
-    title = _QUALIFIER.sub("", document.title).strip()
-    pattern = rf"(?<!\w){re.escape(title)}(?!\w)"
-    return bool(title) and re.search(pattern, text, re.IGNORECASE) is not None
+    pattern = title_pattern(document)
+    return pattern is not None and pattern.search(text) is not None
 
 
 def _shared_words(text: str, document: Document) -> int:
