@@ -20,6 +20,8 @@ from msa_jax.data.queries import GivenQueries, Query
 _DRAWN_SHARE = 1.5
 # The questions of a group that must find room for their documents before training begins.
 _SHARE_WITH_ROOM = 0.9
+# Of conversations at their first retrieval, those that may have read negatives before.
+_SHARE_MISLED_AT_FIRST = 0.25
 
 
 class GroupAssembler:
@@ -88,7 +90,7 @@ class GroupAssembler:
             step = choose_step(query.question, len(query.hops), fraction, rng)
             sought = query.hops if step is None else [query.hops[step]]
             positives[row, [column[part] for hop in sought for part in hop]] = True
-            asked.append(self._asked(query, step, ids_of))
+            asked.append(self._asked(*self._misled(query, step, ids_of, rng), ids_of))
         examples = build_examples(self._dataset.builder, asked, self._shape.active_tokens)
         return TrainingBatch(memory, *examples, positives)
 
@@ -102,6 +104,30 @@ class GroupAssembler:
         present = set(parts.tolist())
         placed = sum(_is_placed(query, present) for query in queries)
         self._require_room(placed >= _SHARE_WITH_ROOM * len(queries))
+
+    def _misled(
+        self, query: Query, step: int | None, present: Container[int], rng: np.random.Generator
+    ) -> tuple[Query, int | None]:
+        """A conversation that has also read some of the negatives that are in memory.
+
+        They are among the originals of any round before the step, or, of some conversations that
+        have read nothing yet, a first round of their own, after which the right ones are named.
+        """
+        most = self._shape.read_negatives
+        if not most or (step == 0 and rng.random() >= _SHARE_MISLED_AT_FIRST):
+            return query, step
+        negatives = [part for part in query.negatives if part in present]
+        wrong = rng.permutation(negatives)[: int(rng.integers(most + 1))].tolist()
+        if not wrong:
+            return query, step
+        if step == 0:
+            return query._replace(hops=[wrong, *query.hops]), 1
+        hops = [list(hop) for hop in query.hops]
+        read = hops[:step]
+        for part in wrong:
+            hop = read[int(rng.integers(len(read)))]
+            hop.insert(int(rng.integers(len(hop) + 1)), part)
+        return query._replace(hops=hops), step
 
     def _asked(self, query: Query, step: int | None, ids_of: Mapping[int, int]) -> Asked:
         parts = self._dataset.parts

@@ -154,6 +154,8 @@ class BatchShape:
         mixture: weight of each source that gives questions; None for the number of its questions.
         cluster: questions that come together because they are neighbours in their source.
         answer_fraction: in place of that of the data.
+        read_negatives: given negatives, at most, that a conversation has read beside the documents
+            that it needs.
     """
 
     groups: int
@@ -163,8 +165,10 @@ class BatchShape:
     mixture: Mapping[str, float] | None = None
     cluster: int = 1
     answer_fraction: float | None = None
+    read_negatives: int = 0
 
     def __post_init__(self):
+        require_at_least(self, read_negatives=0)
         names = ("groups", "queries_per_group", "memory_tokens", "active_tokens", "cluster")
         require_at_least(self, **dict.fromkeys(names, 1))
         if self.queries_per_group % self.cluster:

@@ -19,7 +19,7 @@ _POSITIVE = (
 )
 _NON_NEGATIVE = (
     *("learning_rate", "router_learning_rate", "warmup_steps"),
-    *("lm_weight", "aux_weight", "answer_weight", "naming_weight"),
+    *("lm_weight", "aux_weight", "answer_weight", "naming_weight", "read_negatives"),
 )
 
 
@@ -42,6 +42,9 @@ class StageConfig:
             document's chunks; to tell the right document from many can come after that.
         answer_fraction: share of samples that train the answer, where a question has one; None for
             that of the data.
+        read_negatives: given negatives, at most, whose originals a conversation has read beside
+            those that it needs, or before them. A model that has only ever read what is right
+            believes whatever it reads.
         router_learning_rate: learning rate of the router projections; None for `learning_rate`.
         warmup_steps: steps in which the learning rate rises linearly.
         schedule: "cosine" falls to zero at the last step, "constant" stays.
@@ -76,6 +79,7 @@ class StageConfig:
     cluster: int = 1
     attended_docs: int | None = None
     answer_fraction: float | None = None
+    read_negatives: int = 0
     router_learning_rate: float | None = None
     warmup_steps: int = 0
     schedule: str = "cosine"

@@ -189,6 +189,7 @@ class _Run:
             stage.mixture,
             stage.cluster,
             stage.answer_fraction,
+            stage.read_negatives,
         )
         # Another seed per stage, so that a stage does not begin with its predecessor's examples.
         seed = self._config.seed + index

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import jax
 import numpy as np
@@ -178,6 +179,35 @@ def test_given_negatives_come_into_memory(config, memory_config, tokenizer, corp
         present[limit] = count / total
     assert present[2] == 1.0
     assert present[0] < 0.5
+
+
+def test_conversations_may_have_read_negatives(config, memory_config, tokenizer, corpus):
+    """Beside what they need, or in a first round of their own; what is sought stays the same."""
+    questions = {q.question: q for q in read_questions(corpus[1])}
+    data = dataclasses.replace(config, negatives_per_question=2, answer_fraction=0.5)
+    shape = dataclasses.replace(SHAPE, active_tokens=320, read_negatives=2)
+    iterator = training_iterator(TextDataset.load(data, memory_config), shape, seed=2)
+    seen = set()
+    for group in (group for _ in range(30) for group in groups_of(next(iterator))):
+        texts = memory_texts(tokenizer, group)
+        for row, prompt in enumerate(prompts(tokenizer, group)):
+            asked, _, conversation = prompt.partition("user\n")[2].partition("<|im_end|>")
+            question = questions[asked]
+            read = re.findall(r"code (\d+) opens", conversation)
+            wrong = {f"doc-{code}" for code in read} - set(question.positive_ids)
+            assert len(wrong) <= 2 and wrong <= set(question.negative_ids)
+            sought = [texts[column] for column in np.flatnonzero(group.positives[row])]
+            found = {f"doc-{re.search(r'code ([0-9]+) opens', text)[1]}" for text in sought}
+            answers = group.answer_mask[row].any()
+            if answers:
+                assert found == set(question.positive_ids)
+                assert found <= {f"doc-{code}" for code in read}, "all that is right was read"
+            else:
+                assert found in [set(hop) for hop in question.hops or (question.positive_ids,)]
+            before = set(read) != set() and not answers and found == {question.positive_ids[0]}
+            seen.add((answers, before, len(wrong)))
+    assert seen >= {(True, False, n) for n in range(3)}
+    assert {(False, True, 1), (False, True, 2), (False, False, 0)} <= seen
 
 
 def test_parts_are_a_sequence(dataset):
