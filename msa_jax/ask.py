@@ -86,6 +86,12 @@ _ROUTER_TEMPERATURE = _number(
     "Let the routers' scores, divided by this, count when documents are named; by default what "
     "comes with the model, and if that is nothing, it alone decides among those routed to.",
 )
+_MARGIN = _number(
+    "margin",
+    None,
+    "If a document is named, name all whose scores are within this of the best one's; by default "
+    "what comes with the model, and if that is nothing or 0, how many is left to it.",
+)
 _MAX_TOKENS = _integer("max_tokens", SamplingConfig().max_tokens, "Of the longest answer.")
 _TEMPERATURE = _number("temperature", 0.0, "0 takes the likeliest token; 1 draws as predicted.")
 _TOP_P = _number("top_p", 1.0, "Draw among the likeliest tokens of this probability.")
@@ -166,7 +172,9 @@ def _encoded(model: str, mesh: Mesh | None) -> tuple[LoadedModel, Store]:
 def _ask_config() -> AskConfig:
     return AskConfig(
         interleave=InterleaveConfig(
-            max_rounds=_MAX_ROUNDS.value, router_temperature=_ROUTER_TEMPERATURE.value
+            max_rounds=_MAX_ROUNDS.value,
+            router_temperature=_ROUTER_TEMPERATURE.value,
+            margin=_MARGIN.value,
         ),
         sampling=SamplingConfig(
             max_tokens=_MAX_TOKENS.value,

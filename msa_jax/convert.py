@@ -94,7 +94,7 @@ def convert(source: str, target: Path, backbone_only: bool, dtype: str | None) -
             loaded.tokenizer,
             loaded.template_name,
             loaded.max_document_tokens,
-            loaded.router_temperature,
+            loaded.naming,
         )
 
 

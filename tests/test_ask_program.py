@@ -219,7 +219,7 @@ def test_flags_say_how_to_ask(run, monkeypatch):
     monkeypatch.setattr(Engine, "ask", ask)
     assert "  no documents\n" in run("Who?")[1]
     flags = {"max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 7}
-    reading = {"max_rounds": 2, "router_temperature": 0.1}
+    reading = {"max_rounds": 2, "router_temperature": 0.1, "margin": 0.0}
     run("Who?", "--stop=x", "--stop=y", num_documents=3, **reading, **flags)
     assert asked == [
         AskConfig(),

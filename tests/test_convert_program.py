@@ -19,7 +19,7 @@ from msa_jax.checkpoint.checkpointer import (
 )
 from msa_jax.checkpoint.huggingface import load_params, read_model_config, save_params
 from msa_jax.checkpoint.pretrained import save_pretrained
-from msa_jax.data.text_format import save_text_format
+from msa_jax.data.text_format import Naming, save_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.loading import load_model
 from tests.checkpoint.logits import our_logits, random_tokens, their_logits
@@ -110,16 +110,16 @@ def test_an_adapter_is_merged_into_its_backbone(run, trained, tmp_path):
     run(trained, f"hf:{tmp_path / 'backbone'}")
     config = load_model(trained).config
     params = jax.tree.map(lambda leaf: leaf + 0.1, random_params(config))
-    backbone, suiting = str(tmp_path / "backbone"), {"router_temperature": 0.02}
+    backbone, suiting = str(tmp_path / "backbone"), {"router_temperature": 0.02, "margin": 0.3}
     save_pretrained(tmp_path / "mine", config, params, backbone, trained, **suiting)
     code, out, err = run(tmp_path / "mine", tmp_path / "out")
     assert code == 0, err
     assert "2 layers with a router" in out
     expected, loaded = load_model(tmp_path / "mine"), load_model(tmp_path / "out", dtype="float32")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
-    assert loaded.router_temperature == 0.02
+    assert loaded.naming == Naming(**suiting)
     assert run(tmp_path / "out", tmp_path / "again")[0] == 0
-    assert load_model(tmp_path / "again").router_temperature == 0.02
+    assert load_model(tmp_path / "again").naming == Naming(**suiting)
 
 
 def test_a_folder_in_half_precision_and_shards(run, msa, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from msa_jax import evaluate as program
-from msa_jax.data.text_format import save_text_format
+from msa_jax.data.text_format import Naming, save_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.evaluation.results import Results
 from msa_jax.evaluation.suite import Suite
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     small_suite.write_files(folder)
     small_suite.write_model(folder / "model")
-    save_text_format(folder / "model", Tokenizer.load("docs-4k"), "plain", 64, 0.05)
+    save_text_format(folder / "model", Tokenizer.load("docs-4k"), "plain", 64, Naming(0.05))
     return folder
 
 

@@ -93,6 +93,7 @@ def get_config(folder: str = "data") -> ConfigDict:
         "max_original_tokens": 1024,
         "constrain": "routed",
         "router_temperature": config_dict.placeholder(float),
+        "margin": config_dict.placeholder(float),
     }
     c.max_answer_tokens = 32
     # Of SmolLM2.

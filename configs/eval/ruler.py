@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
         "max_original_tokens": 2048,
         "constrain": "routed",
         "router_temperature": config_dict.placeholder(float),
+        "margin": config_dict.placeholder(float),
     }
     c.seed = 42
     return c

@@ -7,6 +7,7 @@ pretrained/<name>/README.md                             what it is, for people
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def save_pretrained(
     backbone: str,
     text_folder: str | Path,
     rank: int | None = None,
-    router_temperature: float | None = None,
+    **naming: float,
 ) -> Saved:
     """Writes a trained model as what sets it apart from its backbone.
 
@@ -78,11 +79,11 @@ def save_pretrained(
         backbone: what it was trained from, for `backbones.fetch`.
         text_folder: with the tokenizer.json and text.json of the model: the workdir of its run.
         rank: of the changes; None for changes in 8 bits.
-        router_temperature: to answer with unless a question says otherwise; by default what
-            text.json has, which may be none.
+        **naming: fields of `Naming`, to answer with unless a question says otherwise; by default
+            what text.json has, which may be none.
 
     Raises:
-        ConfigError: if a file is not there, or not what it should be.
+        ConfigError: if a file is not there, or it or a field is not what it should be.
         CheckpointError: if the backbone is not there, or not one of this model.
     """
     folder, text_folder = Path(folder), Path(text_folder)
@@ -90,17 +91,14 @@ def save_pretrained(
         if not (text_folder / file).is_file():
             raise ConfigError(f"{text_folder} has no {file}; name the workdir of the training run.")
     text = load_text_format(text_folder)
+    suiting = dataclasses.replace(text.naming, **naming)
     home = fetch(backbone)
     if Path(backbone).exists():
         backbone = str(home.absolute())
     trained = ParameterTensors(params, config, Path("the trained model"))
     adapter = make_adapter(trained, SafetensorsFolder(home), backbone, config, rank)
     save_text_format(
-        folder,
-        Tokenizer.load(text_folder),
-        text.template,
-        text.max_document_tokens,
-        text.router_temperature if router_temperature is None else router_temperature,
+        folder, Tokenizer.load(text_folder), text.template, text.max_document_tokens, suiting
     )
     return Saved(save_adapter(folder, adapter), adapter.error)
 

@@ -2,15 +2,18 @@
 
 A folder with a model has `tokenizer.json` and, if it was trained here, `text.json` with the name
 of the template, the length of the documents that the model was trained on and, if somebody has
-measured it, the router temperature that suits the model when it names documents.
+measured it, how much its routers should count when it names documents.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msa_jax.config import ConfigError
 from msa_jax.data.templates import TEMPLATES
@@ -20,6 +23,31 @@ _TOKENIZER = "tokenizer.json"
 _SETTINGS = "text.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How much a model's routers count when it names documents; None where nobody knows.
+
+    Attributes:
+        router_temperature: see `InterleaveConfig`, of which a question may have its own.
+        margin: likewise.
+    """
+
+    router_temperature: float | None = None
+    margin: float | None = None
+
+    def __post_init__(self):
+        tau, margin = self.router_temperature, self.margin
+        if tau is not None and not (_is_number(tau) and tau > 0):
+            raise ConfigError(f"router_temperature must be a positive number or None, not {tau!r}.")
+        if margin is not None and not (_is_number(margin) and margin >= 0):
+            raise ConfigError(f"margin must be a number from 0 on or None, not {margin!r}.")
+
+    @property
+    def known(self) -> dict[str, float]:
+        """What is not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 class TextFormat(NamedTuple):
     """What a folder says about the text of its model; None where it says nothing.
 
@@ -27,13 +55,13 @@ class TextFormat(NamedTuple):
         has_tokenizer: whether `Tokenizer.load` finds one in the folder.
         template: name in `TEMPLATES`.
         max_document_tokens: longest document in training, id and template tokens included.
-        router_temperature: for `InterleaveConfig`, where a question does not come with one.
+        naming: what suits the model.
     """
 
     has_tokenizer: bool
     template: str | None = None
     max_document_tokens: int | None = None
-    router_temperature: float | None = None
+    naming: Naming = Naming()
 
 
 def save_text_format(
@@ -41,18 +69,11 @@ def save_text_format(
     tokenizer: Tokenizer,
     template: str,
     max_document_tokens: int | None,
-    router_temperature: float | None = None,
+    naming: Naming = Naming(),
 ) -> None:
-    """Writes what `load_text_format` reads; a copy of the tokenizer, whose file may move.
-
-    Raises:
-        ConfigError: if `router_temperature` is not a positive number.
-    """
+    """Writes what `load_text_format` reads; a copy of the tokenizer, whose file may move."""
     folder = Path(folder)
-    settings = {"template": template, "max_document_tokens": max_document_tokens}
-    if router_temperature is not None:
-        _check_router_temperature(router_temperature, folder / _SETTINGS)
-        settings["router_temperature"] = router_temperature
+    settings = {"template": template, "max_document_tokens": max_document_tokens} | naming.known
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / _TOKENIZER, tokenizer.specification)
     _replace(folder / _SETTINGS, json.dumps(settings, indent=2) + "\n")
@@ -70,34 +91,30 @@ def load_text_format(folder: str | Path) -> TextFormat:
         return TextFormat(has_tokenizer)
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        found = TextFormat(
-            has_tokenizer,
-            settings["template"],
-            settings["max_document_tokens"],
-            settings.get("router_temperature"),
-        )
+        template, max_document_tokens = settings["template"], settings["max_document_tokens"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} does not say which template and max_document_tokens the model was trained "
             f"with ({error!r}); restore it or train again."
         ) from error
-    if found.template not in TEMPLATES:
+    if template not in TEMPLATES:
         raise ConfigError(
-            f"{path} names the template {found.template!r}, but there are only "
+            f"{path} names the template {template!r}, but there are only "
             f"{', '.join(TEMPLATES)}; correct it."
         )
-    if found.router_temperature is not None:
-        _check_router_temperature(found.router_temperature, path)
-    return found
+    return TextFormat(has_tokenizer, template, max_document_tokens, _naming(settings, path))
 
 
-def _check_router_temperature(value: object, path: Path) -> None:
+def _naming(settings: Mapping[str, Any], path: Path) -> Naming:
+    try:
+        return Naming(**{x.name: settings.get(x.name) for x in dataclasses.fields(Naming)})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _is_number(value: object) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0.0 < value < float("inf"):
-        raise ConfigError(
-            f"{path}: router_temperature must be a positive number, not {value!r}; correct it or "
-            "leave it out."
-        )
+    return is_number and math.isfinite(value)
 
 
 def _replace(path: Path, text: str) -> None:

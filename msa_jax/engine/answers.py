@@ -17,8 +17,8 @@ class AskConfig:
     """How a question is answered.
 
     Attributes:
-        interleave: how much is read before the answer; a `router_temperature` of None is that of
-            the model (`LoadedModel.suit`).
+        interleave: how much is read before the answer; a `router_temperature` or `margin` of None
+            is that of the model (`LoadedModel.suit`).
         sampling: how names and the answer are drawn.
         filters: metadata that documents must have (`Store.select`); None for all documents.
         abstain_below: no answer where no document scores at least this; None to answer always.

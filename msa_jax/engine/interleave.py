@@ -20,6 +20,7 @@ from msa_jax.config import ConfigError
 from msa_jax.core.segments import TokenBlock
 from msa_jax.data.examples import Source, retrievals, token_block
 from msa_jax.data.templates import Piece, PromptBuilder
+from msa_jax.data.text_format import Naming
 from msa_jax.engine.generate import Generator, Session
 from msa_jax.engine.names import NameTable, Speller
 from msa_jax.engine.ranking import rank_documents
@@ -48,6 +49,10 @@ class InterleaveConfig:
             product with the routers', a softmax over the mean scores of those documents divided by
             tau. The lower, the more the routers decide. None leaves it to the model, unless the
             engine has one that comes with the model (`LoadedModel.suit`).
+        margin: a round that names a document must name all that may be named whose mean scores are
+            at most this below the best one's, or the best of them if a limit leaves no room for
+            all. Whether to name any, and which one first, stays the model's choice (`Speller`). 0
+            leaves it to the model how many, and so does None, unless one comes with the model.
     """
 
     max_rounds: int = 3
@@ -56,6 +61,7 @@ class InterleaveConfig:
     max_original_tokens: int = 4096
     constrain: str = "routed"
     router_temperature: float | None = None
+    margin: float | None = None
 
     def __post_init__(self):
         names = ("max_rounds", "max_documents_per_round", "max_documents", "max_original_tokens")
@@ -67,12 +73,10 @@ class InterleaveConfig:
             raise ConfigError(
                 f"constrain must be one of {', '.join(CONSTRAINTS)}, not {self.constrain!r}."
             )
-        tau = self.router_temperature
-        if tau is not None and not 0.0 < tau < float("inf"):
-            raise ConfigError(f"router_temperature must be a positive number or None, not {tau!r}.")
-        if tau is not None and self.constrain != "routed":
+        known = Naming(self.router_temperature, self.margin).known
+        if known and self.constrain != "routed":
             raise ConfigError(
-                f"router_temperature must be None with constrain={self.constrain!r}: documents "
+                f"{' and '.join(known)} must be None with constrain={self.constrain!r}: documents "
                 "that no layer chose have no score."
             )
 
@@ -317,27 +321,26 @@ class _Loop:
         return [tuple(spellers[row].named) if row in spellers else () for row in range(len(asked))]
 
     def _speller(self, one: _Asked, routed: Round) -> Speller:
-        table, log_weights = self.library.names, None
+        table, log_weights, required = self.library.names, None, []
         if self.config.constrain == "routed":
             # Those that were listed beyond top_k_docs have not been attended to.
             attended = routed.ids[:, : self.builder.memory.top_k_docs]
             table = NameTable(self.builder, attended[attended >= 0])
+        # Best first.
+        mean_of = dict(zip(*rank_documents(routed.ids, routed.scores), strict=True))
         if self.config.router_temperature is not None:
-            mean_of = dict(zip(*rank_documents(routed.ids, routed.scores), strict=True))
             means = np.array([mean_of[doc_id] for doc_id in table.ids], np.float64)
             log_weights = means / self.config.router_temperature
+        if self.config.margin:
+            left = set(table.ids.tolist()).difference(one.documents)
+            means = {doc_id: float(mean_of[doc_id]) for doc_id in mean_of if doc_id in left}
+            least = max(means.values(), default=0.0) - self.config.margin
+            required = [doc_id for doc_id in means if means[doc_id] >= least]
         max_names = min(
             self.config.max_documents_per_round, self.config.max_documents - len(one.documents)
         )
-        end, stop = self.builder.retrieved([]), self.builder.stop()
-        return Speller(
-            table,
-            end.tokens.tolist(),
-            stop.tokens.tolist(),
-            max_names,
-            log_weights,
-            one.documents,
-        )
+        ends = (x.tokens.tolist() for x in (self.builder.retrieved([]), self.builder.stop()))
+        return Speller(table, *ends, max_names, log_weights, one.documents, required)
 
     def _read(self, readers: Sequence[_Asked]) -> None:
         """Adds the originals that were named."""

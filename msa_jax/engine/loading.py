@@ -24,7 +24,7 @@ from msa_jax.checkpoint.checkpointer import CHECKPOINTS
 from msa_jax.checkpoint.key_map import parameter_shapes
 from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
-from msa_jax.data.text_format import load_text_format
+from msa_jax.data.text_format import Naming, load_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.modules.transformer import Transformer
@@ -50,7 +50,7 @@ class LoadedModel:
         source: absolute path of the checkpoint.
         tokenizer_source: absolute path or packaged name; None for the checkpoint's own.
         max_document_tokens: of the longest document in training; None if nobody knows.
-        router_temperature: for questions that come with none (`suit`); None if nobody knows.
+        naming: for questions that come with nothing else (`suit`).
     """
 
     config: ModelConfig
@@ -61,7 +61,7 @@ class LoadedModel:
     source: str
     tokenizer_source: str | None
     max_document_tokens: int | None = None
-    router_temperature: float | None = None
+    naming: Naming = Naming()
 
     @cached_property
     def model(self) -> Transformer:
@@ -69,11 +69,13 @@ class LoadedModel:
         return Transformer(self.config)
 
     def suit(self, config: InterleaveConfig) -> InterleaveConfig:
-        """The configuration, with the model's router temperature where it has none."""
-        # Where all documents may be named, most have no score, and no temperature is allowed.
-        if config.router_temperature is not None or config.constrain != "routed":
+        """The configuration, with what suits the model where it says nothing."""
+        # Where all documents may be named, most have no score, and routers cannot count.
+        if config.constrain != "routed":
             return config
-        return dataclasses.replace(config, router_temperature=self.router_temperature)
+        known = self.naming.known
+        suiting = {name: known[name] for name in known if getattr(config, name) is None}
+        return dataclasses.replace(config, **suiting)
 
 
 def load_model(
@@ -149,7 +151,7 @@ def describe_model(
         source=str(folder),
         tokenizer_source=tokenizer,
         max_document_tokens=text.max_document_tokens,
-        router_temperature=text.router_temperature,
+        naming=text.naming,
     )
 
 

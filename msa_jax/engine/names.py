@@ -92,6 +92,7 @@ class Speller:
         max_names: int,
         log_weights: Float[np.ndarray, " n"] | None = None,
         read: Sequence[int] = (),
+        required: Sequence[int] = (),
     ):
         """Starts at the first token.
 
@@ -104,6 +105,9 @@ class Speller:
                 that counts is what may be named.
             read: ids of documents that have been read, so that naming them would add nothing;
                 those of the table cannot be named.
+            required: ids of documents, best first, that a round which names any must name. The
+                first name is free; those after it are of these, in any order, until all that can
+                be named are, or the best of them if `max_names` leaves no room for all.
         """
         self.named: list[int] = []
         self.finished = False
@@ -113,6 +117,7 @@ class Speller:
         self._log_weights = log_weights
         # Where in the table the documents are that cannot be named any more, ascending.
         self._used: list[int] = np.flatnonzero(np.isin(table.ids, read)).tolist()
+        self._required = [int(at) for x in required for at in np.flatnonzero(table.ids == x)]
         self._begin()
 
     def allowed(self) -> Int[np.ndarray, " n"]:
@@ -136,7 +141,7 @@ class Speller:
         if len(allowed) == 1:
             return np.zeros(1)
         weights = self._log_weights.copy()
-        weights[self._used] = -np.inf
+        weights[self._barred] = -np.inf
         tokens, starts = self._branches()
         shares = np.logaddexp.reduceat(weights[self._low : self._high], starts)
         shares -= np.logaddexp.reduce(shares)
@@ -175,11 +180,15 @@ class Speller:
         return tokens
 
     def _begin(self) -> None:
-        """At a boundary: a name may follow, or what closes the round."""
-        more = len(self.named) < self._max_names
+        """At a boundary: a name may follow, or what closes the round unless some name must."""
+        room = self._max_names - len(self.named)
         self._depth = 0
-        self._low, self._high = 0, len(self._ids) if more else 0
-        self._closing = self._end if self.named else self._stop
+        self._low, self._high = 0, len(self._ids) if room > 0 else 0
+        self._closing, self._barred = self._end if self.named else self._stop, self._used
+        due = [at for at in self._required if at not in self._used][:room] if self.named else []
+        if due:
+            self._closing = None
+            self._barred = np.setdiff1d(np.arange(len(self._ids)), due).tolist()
 
     def _name_ended(self) -> bool:
         if self._low == self._high:
@@ -188,14 +197,14 @@ class Speller:
         return whole or self._columns[self._depth, self._low] == _ENDED
 
     def _continuations(self) -> Int[np.ndarray, " n"]:
-        """Tokens that lead to a name that is not used yet, ascending."""
+        """Tokens that lead to a name that may be given here, ascending."""
         if self._low == self._high:
             return np.zeros(0, np.int32)
         tokens, starts = self._branches()
         stops = np.append(starts[1:], self._high - self._low)
-        used = np.array(self._used, int) - self._low
-        num_used = np.searchsorted(used, stops) - np.searchsorted(used, starts)
-        return tokens[num_used < stops - starts]
+        barred = np.array(self._barred, int) - self._low
+        num_barred = np.searchsorted(barred, stops) - np.searchsorted(barred, starts)
+        return tokens[num_barred < stops - starts]
 
     def _branches(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Next tokens of the names in the range, ascending, and where in it those of each begin."""

@@ -29,8 +29,8 @@ class RunConfig:
         content_tier: where content goes; the nearest place with room by default.
         encode_batch_tokens: tokens encoded at once.
         batch_size: questions routed at once.
-        interleave: how much is read before an answer; a `router_temperature` of None is that of
-            the model (`suit`).
+        interleave: how much is read before an answer; a `router_temperature` or `margin` of None
+            is that of the model (`suit`).
     """
 
     workdir: str

@@ -18,7 +18,7 @@ from msa_jax.checkpoint.huggingface import save_params, to_huggingface
 from msa_jax.checkpoint.pretrained import find_pretrained, load_pretrained, save_pretrained
 from msa_jax.checkpoint.tensors import CheckpointError
 from msa_jax.config import ConfigError
-from msa_jax.data.text_format import TextFormat, load_text_format, save_text_format
+from msa_jax.data.text_format import Naming, TextFormat, load_text_format, save_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from tests.training.tiny import model_config, random_params
 
@@ -116,7 +116,7 @@ def backbone(tmp_path_factory):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    save_text_format(folder, Tokenizer.load("docs-4k"), "plain", 48, 0.02)
+    save_text_format(folder, Tokenizer.load("docs-4k"), "plain", 48, Naming(0.02))
     return folder
 
 
@@ -156,19 +156,21 @@ def test_a_model_is_its_backbone_and_its_adapter(saved, backbone, text):
         assert (folder / file).read_text() == (text / file).read_text()
 
 
-def test_a_router_temperature_is_kept_or_given(tmp_path, backbone, text):
+def test_what_suits_a_model_is_kept_or_given(tmp_path, backbone, text):
     def save(name, source, **given):
         save_pretrained(
             tmp_path / name, CONFIG, trained_params(), str(backbone), source, rank=1, **given
         )
         return load_text_format(tmp_path / name)
 
-    assert save("first", text).router_temperature == 0.02
-    assert save("again", tmp_path / "first", router_temperature=0.5) == TextFormat(
-        True, "plain", 48, 0.5
+    assert save("first", text).naming == Naming(0.02)
+    assert save("second", tmp_path / "first", margin=0.3).naming == Naming(0.02, 0.3)
+    assert save("third", tmp_path / "second", router_temperature=0.5) == TextFormat(
+        True, "plain", 48, Naming(0.5, 0.3)
     )
-    with pytest.raises(ConfigError, match=r"text\.json: router_temperature must be .* not -1;"):
-        save("wrong", text, router_temperature=-1)
+    for field in ("router_temperature", "margin"):
+        with pytest.raises(ConfigError, match=f"^{field} must be .* not -1"):
+            save("wrong", text, **{field: -1})
     assert not (tmp_path / "wrong").exists()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from msa_jax.data.records import Document
+from msa_jax.data.text_format import Naming
 from msa_jax.engine.decoding import STEPS_PER_CALL
 from msa_jax.engine.engine import AskConfig
 from msa_jax.engine.interleave import Conversation, InterleaveConfig, Round
@@ -102,17 +103,18 @@ def test_what_suits_the_model_counts_unless_a_question_says_otherwise(engine, mo
     scripted = Conversation("why?", "so", "end", (), (), 1, {})
 
     def listening(*arguments):
-        seen.extend(x.router_temperature for x in arguments if isinstance(x, InterleaveConfig))
+        for x in arguments:
+            if isinstance(x, InterleaveConfig):
+                seen.append((x.router_temperature, x.margin))
         return [scripted]
 
     monkeypatch.setattr("msa_jax.engine.engine.interleave", listening)
-    monkeypatch.setattr(
-        engine, "loaded", dataclasses.replace(engine.loaded, router_temperature=0.02)
-    )
+    suited = dataclasses.replace(engine.loaded, naming=Naming(0.02, 0.3))
+    monkeypatch.setattr(engine, "loaded", suited)
     engine.ask("why?")
     engine.ask("why?", AskConfig(InterleaveConfig(router_temperature=0.5)))
     engine.ask("why?", ask_config(constrain="existing"))
-    assert seen == [0.02, 0.5, None]
+    assert seen == [(0.02, 0.3), (0.5, 0.3), (None, None)]
 
 
 def test_rounds_end_with_that_of_the_answer_and_stages_are_timed(answers, loaded):

@@ -271,6 +271,38 @@ def test_routers_count_as_a_softmax_of_their_mean_scores():
     assert generator.sessions[0].choices == [pytest.approx(shares) for shares in expected]
 
 
+@pytest.mark.parametrize(
+    ("reading", "expected"),
+    [
+        ({}, [(120,), (12,), (41,), ()]),
+        ({"margin": 0.0}, [(120,), (12,), (41,), ()]),
+        # The first is the model's choice, and of the others, the order.
+        ({"margin": 0.06}, [(120, 7, 9), (12,), (41,), ()]),
+        ({"margin": 0.06, "router_temperature": 9.0}, [(120, 7, 9), (12,), (41,), ()]),
+        # As far as there is room, the best.
+        ({"margin": 0.2, "max_documents_per_round": 2}, [(120, 7), (12, 9), (41,), ()]),
+        ({"margin": 0.2, "max_documents": 3}, [(120, 7, 9), ()]),
+        # Of those not read yet: 41 is too far below the best of all.
+        ({"margin": 0.31, "max_documents_per_round": 3}, [(120, 7, 9), (12, 41), ()]),
+        ({"margin": 9.0, "max_rounds": 1}, [(120, 12, 41, 7, 9), ()]),
+        ({"margin": 9.0, "max_documents_per_round": 1}, [(120,), (12,), (41,), ()]),
+    ],
+)
+def test_what_is_within_the_margin_of_the_best_is_named_too(monkeypatch, reading, expected):
+    """By a model that names a document in every round and ends it as soon as it may."""
+    end, stop = (int(piece.tokens[0]) for piece in (BUILDER.retrieved([]), BUILDER.stop()))
+    monkeypatch.setattr(
+        ScriptedSession,
+        "_next",
+        lambda session, row, allowed: end if end in allowed else int(min(set(allowed) - {stop})),
+    )
+    mean_of = {41: 0.5, 7: 0.9, 12: 0.8, 120: 0.1, 9: 0.85}
+    scores = np.array([mean_of[doc_id] for doc_id in IDS]) + [[[0.05]], [[-0.05]]]
+    generator = Scripted({"Which?": ([], "x")}, scores=scores)
+    answers, _ = ask(generator.scripts, InterleaveConfig(**reading), generator=generator)
+    assert rounds_of(answers[0]) == expected
+
+
 def test_any_document_that_exists_can_be_named():
     scripts = {"Which?": ([[7]], "x")}
     table = NameTable(BUILDER, IDS.tolist())
@@ -309,6 +341,10 @@ def test_no_questions_give_no_answers():
         ("router_temperature", 0, "router_temperature must be a positive number or None, not 0"),
         ("router_temperature", float("nan"), "router_temperature must be a positive .* not nan"),
         ("router_temperature", float("inf"), "router_temperature must be a positive .* not inf"),
+        ("margin", -0.1, "margin must be a number from 0 on or None, not -0.1"),
+        ("margin", float("nan"), "margin must be a number from 0 on or None, not nan"),
+        ("margin", float("inf"), "margin must be a number from 0 on or None, not inf"),
+        ("margin", "wide", "margin must be a number from 0 on or None, not 'wide'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(field, value, message):
@@ -316,6 +352,7 @@ def test_settings_that_make_no_sense_are_refused(field, value, message):
         InterleaveConfig(**{field: value})
 
 
-def test_routers_count_only_among_what_they_chose():
-    with pytest.raises(ConfigError, match="router_temperature must be None with constrain='exist"):
-        InterleaveConfig(constrain="existing", router_temperature=0.1)
+@pytest.mark.parametrize("field", ["router_temperature", "margin"])
+def test_routers_count_only_among_what_they_chose(field):
+    with pytest.raises(ConfigError, match=f"{field} must be None with constrain='existing'"):
+        InterleaveConfig(constrain="existing", **{field: 0.1})

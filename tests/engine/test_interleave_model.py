@@ -114,6 +114,40 @@ def test_a_batch_gives_the_same_when_the_routers_count(generator, builder, memor
         assert outcome(alone) == outcome(conversation)
 
 
+@pytest.mark.parametrize("router_temperature", [None, 0.3])
+def test_a_wide_margin_fills_every_round(generator, builder, memory, router_temperature):
+    def rounds(margin):
+        config = dataclasses.replace(with_routers(router_temperature), margin=margin)
+        together = ask(generator, builder, memory, QUESTIONS, 1.5, config)
+        for question, conversation in zip(QUESTIONS, together, strict=True):
+            (alone,) = ask(generator, builder, memory, [question], 1.5, config)
+            assert outcome(alone) == outcome(conversation)
+        return [[one.named for one in conversation.rounds] for conversation in together]
+
+    by_the_model, by_margin = rounds(None), rounds(100.0)
+    assert {len(named) for one in by_the_model for named in one} == {0, 1, 2}
+    assert {len(named) for one in by_margin for named in one} == {0, 2}
+    # Who names nothing, and which document comes first, is as without it.
+    firsts = [[one[0][:1] for one in both] for both in (by_the_model, by_margin)]
+    assert firsts[0] == firsts[1] and () in firsts[0]
+    assert rounds(0.0) == by_the_model
+
+
+def test_what_is_named_has_all_that_is_within_the_margin(generator, builder, memory):
+    config = dataclasses.replace(CONFIG, max_documents_per_round=8, margin=0.07)
+    widths = set()
+    for conversation in ask(generator, builder, memory, QUESTIONS, 1.5, config):
+        read = set()
+        for one in conversation.rounds:
+            means = dict(zip(*rank_documents(one.ids, one.scores), strict=True))
+            means = {doc_id: mean for doc_id, mean in means.items() if doc_id not in read}
+            near = {doc_id for doc_id in means if means[doc_id] >= max(means.values()) - 0.07}
+            assert not one.named or near <= set(one.named)
+            read |= set(one.named)
+            widths.add(len(near) if one.named else 0)
+    assert len(widths) > 2
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_scores_do_not_count_by_default(generator, builder, memory, monkeypatch, temperature):
     expected = ask(generator, builder, memory, QUESTIONS, temperature)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from msa_jax.checkpoint import huggingface
 from msa_jax.checkpoint.checkpointer import CheckpointConfig
 from msa_jax.config import ConfigError
-from msa_jax.data.text_format import save_text_format
+from msa_jax.data.text_format import Naming, TextFormat, load_text_format, save_text_format
 from msa_jax.data.tokenizer import PACKAGED, Tokenizer
 from msa_jax.engine import loading
 from msa_jax.engine.interleave import InterleaveConfig
@@ -88,18 +88,38 @@ def test_a_huggingface_folder_brings_its_tokenizer_and_template(folder, tmp_path
     assert load_model(tmp_path, TOKENIZER).template_name == "plain"
 
 
-def test_a_model_may_come_with_a_router_temperature(folder, tmp_path):
-    assert load_model(folder).router_temperature is None
+def test_a_model_may_come_with_what_suits_it(folder, tmp_path):
+    assert load_model(folder).naming == Naming()
     copy_of(folder, tmp_path)
-    save_text_format(tmp_path, Tokenizer.load(TOKENIZER), "plain", None, 0.02)
+    save_text_format(tmp_path, Tokenizer.load(TOKENIZER), "plain", None, Naming(0.02, 0.05))
     loaded = load_model(tmp_path)
-    assert loaded.router_temperature == 0.02
+    assert loaded.naming == Naming(0.02, 0.05)
     assert fingerprint(loaded) == fingerprint(load_model(folder, template="plain"))
     asked = InterleaveConfig(max_rounds=1)
-    assert loaded.suit(asked) == InterleaveConfig(max_rounds=1, router_temperature=0.02)
-    for kept in (InterleaveConfig(router_temperature=0.5), InterleaveConfig(constrain="existing")):
+    suited = InterleaveConfig(max_rounds=1, router_temperature=0.02, margin=0.05)
+    assert loaded.suit(asked) == suited
+    for own in ({"router_temperature": 0.5}, {"margin": 0.0}, {"margin": 0.3}):
+        assert loaded.suit(dataclasses.replace(asked, **own)) == dataclasses.replace(suited, **own)
+    complete = dataclasses.replace(asked, router_temperature=0.5, margin=0.3)
+    for kept in (complete, InterleaveConfig(constrain="existing")):
         assert loaded.suit(kept) == kept
     assert load_model(folder).suit(asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("", Naming()),
+        (', "router_temperature": 0.003', Naming(0.003)),
+        (', "margin": 0', Naming(None, 0)),
+        (', "router_temperature": null, "margin": 0.05', Naming(None, 0.05)),
+        (', "router_temperature": 0.003, "margin": 0.05', Naming(0.003, 0.05)),
+    ],
+)
+def test_what_suits_a_model_can_be_written_by_hand(tmp_path, settings, expected):
+    text = f'{{"template": "plain", "max_document_tokens": 256{settings}}}'
+    (tmp_path / "text.json").write_text(text)
+    assert load_text_format(tmp_path) == TextFormat(False, "plain", 256, expected)
 
 
 def test_a_huggingface_folder_loads_onto_a_mesh(folder):
@@ -134,6 +154,10 @@ def test_parameters_for_inference_compute_the_same(folder):
             (f'"router_temperature": {bad}', "text.json: router_temperature must be a positive num")
             for bad in ("0", "-0.1", "true", '"low"', "NaN", "Infinity")
         ),
+        *(
+            (f'"margin": {bad}', "text.json: margin must be a number from 0 on or None, not")
+            for bad in ("-0.1", "false", '"low"', "NaN", "Infinity")
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence(folder, tmp_path, where, message):
@@ -149,7 +173,7 @@ def test_what_cannot_be_loaded_is_one_sentence(folder, tmp_path, where, message)
         (tmp_path / "text.json").write_text("{}")
     elif where == "template":
         (tmp_path / "text.json").write_text('{"template": "x", "max_document_tokens": 8}')
-    elif "router_temperature" in where:
+    elif where.startswith('"'):
         settings = f'{{"template": "plain", "max_document_tokens": 8, {where}}}'
         (tmp_path / "text.json").write_text(settings)
     with pytest.raises(ConfigError, match=message):

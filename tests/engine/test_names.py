@@ -91,6 +91,50 @@ def test_what_may_come_next_is_what_some_round_goes_on_with(kind, ids, max_names
     assert (tuple(speller.named), tokens) in possible
 
 
+def has_the_required(chosen, required, max_names):
+    """Whether the names after a first one begin with the required ones, or the best of them."""
+    due = [doc_id for doc_id in required if doc_id not in chosen[:1]][: max_names - 1]
+    return not chosen or set(chosen[1 : 1 + len(due)]) == set(due)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(ids=DOCUMENT_IDS, max_names=st.integers(0, 4), data=st.data())
+def test_a_round_that_names_any_names_the_required_ones(kind, ids, max_names, data):
+    """And is otherwise as free as without them, be they in the table, read, or not."""
+    builder = builder_of(kind)
+    read, required = (data.draw(some_of([*ids, NOT_IN_A_TABLE])) for _ in range(2))
+    left = [i for i in ids if i not in read]
+    possible = [
+        way
+        for way in all_rounds(builder, left, max_names)
+        if has_the_required(way[0], [i for i in required if i in left], max_names)
+    ]
+    table, ends = NameTable(builder, ids), ends_of(builder)
+    speller = Speller(table, *ends, max_names, read=read, required=required)
+    tokens = []
+    while not speller.finished:
+        at = len(tokens)
+        possible = [way for way in possible if way[1][:at] == tokens]
+        assert speller.allowed().tolist() == sorted({way[at] for _, way in possible})
+        tokens.append(data.draw(st.sampled_from(speller.allowed().tolist())))
+        speller.advance(tokens[-1])
+    assert (tuple(speller.named), tokens) in possible
+
+
+def test_what_is_required_and_without_alternative_is_followed_to_the_end():
+    end, _ = ends_of(DIGITS)
+    table = NameTable(DIGITS, [12, 34, 345, 6])
+    speller = Speller(table, *ends_of(DIGITS), max_names=3, required=[345, 34, 12])
+    names = {i: DIGITS.names([i])[0].tolist() for i in (6, 345, 34)}
+    for token in names[6]:
+        speller.advance(token)
+    assert speller.follow() == names[34][:-1], "34 or 345: 12 is the least and has no room"
+    speller.advance(names[34][-1])
+    assert speller.follow() == names[345] + end
+    assert speller.named == [6, 34, 345]
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(max_examples=50, deadline=None)
 @given(
@@ -112,11 +156,11 @@ def test_a_changed_table_is_that_of_its_documents(kind, changes):
 # Weights.
 
 
-def weighted(builder, log_weight_of, max_names=1, read=()):
+def weighted(builder, log_weight_of, max_names=1, read=(), required=()):
     """A round over documents, by id, with the logarithms of their weights."""
     table = NameTable(builder, list(log_weight_of))
     log_weights = np.array([log_weight_of[doc_id] for doc_id in table.ids], np.float64)
-    return Speller(table, *ends_of(builder), max_names, log_weights, read)
+    return Speller(table, *ends_of(builder), max_names, log_weights, read, required)
 
 
 def spell(speller, tokens):
@@ -163,6 +207,26 @@ def test_with_equal_logits_each_name_is_as_probable_as_it_weighs(kind, log_weigh
         log_probabilities.append(spell(speller, name))
         assert log_probabilities[-1] == pytest.approx(rest[doc_id] - total, abs=1e-6)
     assert not rest or np.exp(log_probabilities).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(max_examples=100, deadline=None)
+@given(log_weight_of=LOG_WEIGHTS, data=st.data())
+def test_required_ones_are_as_probable_as_they_weigh_among_themselves(kind, log_weight_of, data):
+    builder = builder_of(kind)
+    first, *required = data.draw(st.permutations(list(log_weight_of)))
+    required = required[: data.draw(st.integers(1, len(required)))]
+    total = np.logaddexp.reduce([log_weight_of[doc_id] for doc_id in required])
+    opening = builder.names([first])[0]
+    for doc_id, name in zip(required, builder.names(required), strict=True):
+        spellers = [
+            weighted(builder, log_weight_of, len(log_weight_of), required=due)
+            for due in (required, ())
+        ]
+        # The first name is weighed as if none was required.
+        assert spell(spellers[0], opening) == spell(spellers[1], opening)
+        ours = spell(spellers[0], name)
+        assert ours == pytest.approx(log_weight_of[doc_id] - total, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

@@ -9,6 +9,7 @@ import pytest
 
 from msa_jax.config import MemoryConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
+from msa_jax.data.text_format import Naming
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.loading import LoadedModel
 from msa_jax.evaluation.answering import Answering
@@ -25,7 +26,8 @@ def suite(tmp_path, monkeypatch):
     """Makes a suite of these systems, with a model that is not there."""
     small_suite.write_files(tmp_path)
     builder = PromptBuilder(TEMPLATES["plain"], Tokenizer.load("docs-4k"), MemoryConfig())
-    loaded = LoadedModel(None, None, None, "plain", builder, "", None, router_temperature=0.02)
+    naming = Naming(router_temperature=0.02, margin=0.3)
+    loaded = LoadedModel(None, None, None, "plain", builder, "", None, naming=naming)
     monkeypatch.setattr(RunConfig, "load", lambda config: loaded)
     monkeypatch.setattr(Suite, "generator", None)
     monkeypatch.setattr(Suite, "_msa", lambda suite: None)
@@ -37,10 +39,14 @@ def suite(tmp_path, monkeypatch):
 
 
 def test_the_model_says_how_it_reads_unless_the_configuration_does(suite):
-    assert suite("msa answers").config.interleave.router_temperature == 0.02
-    given = suite("msa answers", interleave={"router_temperature": 0.5})
-    assert given.config.interleave.router_temperature == 0.5
-    assert suite("bm25").config.interleave.router_temperature is None
+    def naming(system, **interleave):
+        config = suite(system, interleave=interleave).config.interleave
+        return config.router_temperature, config.margin
+
+    assert naming("msa answers", margin=None) == (0.02, 0.3)
+    assert naming("msa answers", router_temperature=0.5) == (0.5, 0.3)
+    assert naming("msa answers", margin=0.0) == (0.02, 0.0)
+    assert naming("bm25") == (None, None)
 
 
 def test_every_size_is_answered_once_and_full_attention_stops_where_its_context_does(suite):

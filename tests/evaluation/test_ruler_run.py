@@ -17,7 +17,7 @@ import pytest
 from msa_jax import evaluate as program
 from msa_jax.config import ConfigError
 from msa_jax.data.needles import NOUNS
-from msa_jax.data.text_format import save_text_format
+from msa_jax.data.text_format import Naming, save_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.interleave import Conversation, Round
 from msa_jax.evaluation import qa
@@ -175,7 +175,7 @@ def test_another_run_in_the_same_place_is_an_error(folder, monkeypatch):
 def test_what_comes_with_the_model_is_written_down_too(folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(folder / "model", model)
-    save_text_format(model, Tokenizer.load("docs-4k"), "plain", 48, 0.02)
+    save_text_format(model, Tokenizer.load("docs-4k"), "plain", 48, Naming(0.02))
 
     def written(name, **reading):
         values = values_of(folder, checkpoint=str(model), workdir=str(tmp_path / name))
