@@ -5,13 +5,18 @@
 Prints one JSON line per memory size and one with the ratios of the largest to the smallest.
 Attention inside documents, pooling and routing are all linear in memory tokens, so the ratios
 should be at most that of the tokens. The queries stay the same. Tokens are random: what a step
-costs does not depend on them.
+costs does not depend on them. A size that does not fit has a line that says so, and ends the run.
+
+`--devices 2` lays the rows of the memory on two devices; each of them has all parameters and
+queries. `--layers 8` shortens the model, for the rate of a geometry whose parameters do not fit.
 
 `peak_bytes` is what the compiled step needs at once (arguments, results and temporaries);
 `temporary_bytes` is the part that parameters and optimiser have no share in. Where the device
 counts for itself, `device_peak_bytes` is its own maximum so far. `share_of_peak` is what the
 products that the model needs would take at the rate of a large matrix product of the same run;
 what is computed again in the backward pass does not count, nor does anything that is no product.
+Bytes, `tflops` and `share_of_peak` are those of one device: of several, each has its part of the
+products, held against the rate of a product on one.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import dataclasses
 import json
 import runpy
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +67,12 @@ def model_of(name: str) -> ModelConfig:
         return SMALL
     config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
     return from_mapping(ModelConfig, config.model, "config.model")
+
+
+def shortened(model: ModelConfig, num_layers: int) -> ModelConfig:
+    """The same geometry with fewer layers, of which the upper half routes."""
+    memory = dataclasses.replace(model.memory, router_layers=None)
+    return dataclasses.replace(model, num_layers=num_layers, memory=memory)
 
 
 def random_batch(
@@ -139,11 +151,14 @@ def measure(
     active_tokens: int = 64,
     document_tokens: int = DOCUMENT_TOKENS,
     steps: int = 5,
+    devices: int = 1,
     trace: str | None = None,
 ) -> dict[str, Any]:
     """Median seconds of a step after the warm-up, its bytes, and its rate; see the module.
 
-    `trace` names a folder for a profile of two more steps.
+    Args:
+        devices: how many of them share the memory rows, which they divide.
+        trace: a folder for a profile of two more steps.
     """
     stage = StageConfig(
         name="cost",
@@ -154,7 +169,7 @@ def measure(
         queries_per_group=queries,
         active_tokens=active_tokens,
     )
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(memory=devices), jax.devices()[:devices])
     longest = -(-document_tokens // model.memory.pooling_kernel_size)
     program = StageProgram(Transformer(model), stage, OptimizerConfig(), mesh, longest)
     host_batch = random_batch(
@@ -173,10 +188,11 @@ def measure(
             for _ in range(2):
                 state, _ = jax.block_until_ready(step(state, batch))
     median = statistics.median(seconds[WARM_UP_STEPS:])
+    flops = step_flops(model, memory_tokens, host_batch, document_tokens) / devices
     result = {
         "memory_tokens": memory_tokens,
         "seconds_per_step": median,
-        "tflops": 1e-12 * step_flops(model, memory_tokens, host_batch, document_tokens) / median,
+        "tflops": 1e-12 * flops / median,
         **compiled_bytes(step),
     }
     counted = jax.devices()[0].memory_stats()
@@ -194,13 +210,68 @@ def compiled_bytes(step: jax.stages.Compiled) -> dict[str, int]:
     return {"peak_bytes": peak, "temporary_bytes": needs.temp_size_in_bytes}
 
 
+def measure_all(
+    model: ModelConfig,
+    memory_tokens: Sequence[int],
+    peak: float,
+    trace: str | None = None,
+    **sizes: int,
+) -> list[dict[str, Any]]:
+    """Measures and prints every size up to the first that does not fit.
+
+    Args:
+        peak: TFLOP/s that a device's share is of.
+        trace: a folder for a folder of each size.
+        sizes: further arguments of `measure`.
+
+    Returns:
+        What was measured, smallest memory first.
+    """
+    results = []
+    # In ascending order, since a device's own maximum is over all that ran before.
+    for tokens in sorted(memory_tokens):
+        try:
+            result = measure(model, tokens, **sizes, trace=trace and f"{trace}/{tokens}")
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print(str(error).partition("\n")[0], file=sys.stderr)
+            print(json.dumps({"memory_tokens": tokens, "error": "out of memory"}), flush=True)
+            # A larger one would not fit either.
+            return results
+        results.append(result | {"share_of_peak": result["tflops"] / peak})
+        print(json.dumps(results[-1]), flush=True)
+    return results
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures every size that the command line names."""
+    options = _parse(arguments)
+    model = model_of(options.model)
+    if options.layers:
+        model = shortened(model, options.layers)
+    chosen = {"remat": options.remat, "unroll_layers": options.unroll}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    model = dataclasses.replace(model, **chosen)
+    names = ("row_tokens", "queries", "active_tokens", "document_tokens", "steps", "devices")
+    sizes = {name: getattr(options, name) for name in names}
+    peak = matrix_tflops(512 if jax.default_backend() == "cpu" else 8192)
+    results = measure_all(model, options.memory_tokens, peak, options.trace, **sizes)
+    ratios = {}
+    if results:
+        ratios = {name: round(results[-1][name] / results[0][name], 3) for name in results[0]}
+    device = {"device": jax.devices()[0].device_kind, "devices": options.devices}
+    print(json.dumps({"ratios": ratios, "matrix_tflops": peak, **device}))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="small", help="small, or the name of a file of configs/")
+    parser.add_argument("--layers", type=int, help="the model with so many layers instead")
     parser.add_argument(
         "--memory-tokens", type=int, nargs="+", default=[8_192, 16_384, 32_768, 65_536]
     )
+    parser.add_argument("--devices", type=int, default=1, help="devices that share the memory")
     parser.add_argument("--queries", type=int, default=8, help="queries of the memory")
     parser.add_argument("--row-tokens", type=int, default=512, help="tokens of a memory row")
     parser.add_argument("--active-tokens", type=int, default=64, help="tokens of a query")
@@ -208,31 +279,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--document-tokens", type=int, default=DOCUMENT_TOKENS, help="tokens of a document"
     )
     parser.add_argument("--remat", choices=REMAT, help="the model's own by default")
+    parser.add_argument(
+        "--unroll",
+        action=argparse.BooleanOptionalAction,
+        help="compile layers one after another, or as a loop; the model's own by default",
+    )
     parser.add_argument("--steps", type=int, default=5, help="steps to take the median of")
     parser.add_argument("--trace", help="folder for a profile of each size")
     options = parser.parse_args(arguments)
+    _check_sizes(parser, options)
+    return options
+
+
+def _check_sizes(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses memories that are not whole rows of whole documents, as many on every device."""
     row_tokens, document_tokens = options.row_tokens, options.document_tokens
-    if row_tokens % document_tokens or any(size % row_tokens for size in options.memory_tokens):
+    step = row_tokens * options.devices
+    if row_tokens % document_tokens or any(size % step for size in options.memory_tokens):
         parser.error(
-            f"--memory-tokens must be multiples of --row-tokens ({row_tokens}), and that a "
-            f"multiple of --document-tokens ({document_tokens})"
+            f"--memory-tokens must be multiples of --row-tokens ({row_tokens}) times --devices "
+            f"({options.devices}), and --row-tokens one of --document-tokens ({document_tokens})"
         )
-    model = model_of(options.model)
-    if options.remat:
-        model = dataclasses.replace(model, remat=options.remat)
-    names = ("row_tokens", "queries", "active_tokens", "document_tokens", "steps")
-    sizes = {name: getattr(options, name) for name in names}
-    peak = matrix_tflops(512 if jax.default_backend() == "cpu" else 8192)
-    results = []
-    # In ascending order, since a device's own maximum is over all that ran before.
-    for memory_tokens in sorted(options.memory_tokens):
-        trace = options.trace and f"{options.trace}/{memory_tokens}"
-        result = measure(model, memory_tokens, **sizes, trace=trace)
-        results.append(result | {"share_of_peak": result["tflops"] / peak})
-        print(json.dumps(results[-1]), flush=True)
-    device = jax.devices()[0].device_kind
-    ratios = {name: round(results[-1][name] / results[0][name], 3) for name in results[0]}
-    print(json.dumps({"ratios": ratios, "matrix_tflops": peak, "device": device}))
 
 
 if __name__ == "__main__":
