@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from msa_jax.config import ModelConfig
 from msa_jax.core.segments import TrainingBatch
 from msa_jax.modules.init import init_params
 from msa_jax.modules.lora import Lora, init_lora, merge_lora
@@ -80,7 +81,7 @@ class StageProgram:
             donate_argnums=0,
             in_shardings=(self._shardings, batch_shardings(mesh)),
             out_shardings=(self._shardings, replicated(mesh)),
-            compiler_options=_compiler_options(mesh, model.config.unroll_layers),
+            compiler_options=compiler_options(mesh, model.config),
         )
 
     def start(self, params: PyTree) -> TrainState:
@@ -137,12 +138,12 @@ class StageProgram:
         return TrainState(params, lora, optimizer, state.step + 1, recall), metrics
 
 
-def _compiler_options(mesh: Mesh, unrolled: bool) -> dict[str, str] | None:
+def compiler_options(mesh: Mesh, config: ModelConfig) -> dict[str, str] | None:
     """What XLA does better otherwise on GPUs (docs/performance.md)."""
     if mesh.devices.flat[0].platform != "gpu":
         return None
     # Products of one input are faster alone than merged and then cut up.
     options = {"xla_disable_hlo_passes": "dot-merger"}
-    if unrolled:
+    if config.unroll_layers:
         options["xla_gpu_enable_command_buffer"] = ""
     return options

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ class _Run:
                 if finished or stop or self._step % config.checkpoint.every == 0:
                     # The lines up to a checkpoint must be on disk before it is.
                     progress.settle()
-                    self._check_finite(metrics)
+                    _check_finite(self._step, metrics)
                     position = Position(self._step, index, stage_step, iterator.get_state())
                     self._checkpointer.save(position, state, float(state.recall))
                     if time.monotonic() - self._plotted > _SECONDS_BETWEEN_PLOTS:
@@ -234,15 +234,19 @@ class _Run:
             routers.plot_routers(read_metrics(workdir), workdir / routers.FILE_NAME)
             self._plotted = time.monotonic()
 
-    def _check_finite(self, metrics: dict[str, Array]) -> None:
-        # A checkpoint of broken parameters would in time replace the good ones.
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergenceError(
-                f"training diverged: after step {self._step} the loss is {loss} and the gradient "
-                f"norm {norm}, so no checkpoint was written; lower the learning rate and start "
-                "again from the one before."
-            )
+
+def _check_finite(step: int, metrics: Mapping[str, float | Array]) -> None:
+    """Ends a run that has nothing left to learn, before it spends time on more steps.
+
+    A checkpoint of broken parameters would in time replace the good ones.
+    """
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise DivergenceError(
+            f"training diverged: after step {step} the loss is {loss} and the gradient norm "
+            f"{norm}, so no checkpoint was written; lower the learning rate and start again from "
+            "the one before."
+        )
 
 
 class _Progress:
@@ -297,6 +301,7 @@ class _Progress:
             self._writer.write(self._stage.name, step, self.metrics)
             if warning := self._collapse.warning(step, self.metrics):
                 tqdm.write(warning, file=sys.stderr)
+        _check_finite(step, metrics)
         self._bar.set_postfix(
             {
                 name: f"{self.metrics[name]:.3g}"

@@ -91,10 +91,10 @@ def measured(monkeypatch):
 
 def test_the_command_line_changes_the_model(measured):
     training_cost.main(
-        ["--model=100m", "--layers=4", "--remat=all", "--no-unroll", "--memory-tokens=1024"]
+        ["--model=100m", "--layers=4", "--remat=all", "--unroll", "--memory-tokens=1024"]
     )
     (model,) = measured
-    assert (model.num_layers, model.remat, model.unroll_layers) == (4, "all", False)
+    assert (model.num_layers, model.remat, model.unroll_layers) == (4, "all", True)
     training_cost.main(["--model=100m", "--memory-tokens=1024"])
     assert measured[-1] == training_cost.model_of("100m")
 

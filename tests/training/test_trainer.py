@@ -9,6 +9,7 @@ from msa_jax.config import ConfigError
 from msa_jax.data import pipeline
 from msa_jax.sharding.mesh import MeshConfig
 from msa_jax.training import trainer
+from msa_jax.training.metrics import read_metrics
 from tests.training.processes import losses_of
 from tests.training.tiny import dataset_of, model_config, stage_config, train_config
 
@@ -140,3 +141,15 @@ def test_a_run_that_diverges_stops_and_saves_nothing(tmp_path, config, dataset):
     with pytest.raises(trainer.DivergenceError, match="diverged: after step 2"):
         trainer.train(config, dataset)
     assert complete_steps(tmp_path / trainer.CHECKPOINTS) == []
+
+
+def test_a_run_that_diverges_stops_at_the_next_line_of_metrics(tmp_path, config, dataset):
+    """Not only where a checkpoint would be written: the steps until then would be wasted."""
+    broken = dataclasses.replace(STAGES[0], learning_rate=1e30, warmup_steps=0, steps=50)
+    rarely = dataclasses.replace(config.checkpoint, every=50)
+    config = dataclasses.replace(
+        config, workdir=str(tmp_path), stages=(broken,), checkpoint=rarely, log_every=3
+    )
+    with pytest.raises(trainer.DivergenceError, match="diverged: after step 3 "):
+        trainer.train(config, dataset)
+    assert read_metrics(tmp_path)[-1]["step"] == 3
