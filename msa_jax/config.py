@@ -104,7 +104,8 @@ class ModelConfig:
         dtype: compute type; parameters, norms, softmax, pooled means and losses are float32.
         remat: what the backward pass of a layer computes again instead of keeping it: "all" (least
             memory), "cheap" (all but the products with weights, which take most of the time), or
-            "nothing" (fastest where it fits).
+            "nothing" (fastest where it fits). With `unroll_layers` the compiler merges much of that
+            with what it computed before, and keeps it: a step of least memory is a loop.
         scan_layers: stack layers of a kind and scan them, so that many compile as fast as one.
             Without it each layer has arrays of its own, which generating a token at a time needs:
             a scan copies a layer's weights out of the stack before it uses them.
