@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,8 +32,11 @@ def test_a_resumed_run_repeats_no_line(tmp_path, restored_step):
     assert all(json.loads(line) for line in text.splitlines())
 
 
-def test_tensorboard_shows_each_step_once(tmp_path):
+def test_tensorboard_shows_each_step_once(tmp_path, monkeypatch):
     write_steps(tmp_path, [1, 2, 3, 4])
+    # A run goes on later, and TensorBoard reads files in the order of the seconds in their names.
+    later = time.time() + 1
+    monkeypatch.setattr(time, "time", lambda: later)
     write_steps(tmp_path, [3, 4, 5], restored_step=2)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     scalars = [(event.step, event.value) for event in events.Scalars("loss")]
