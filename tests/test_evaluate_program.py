@@ -149,6 +149,10 @@ def test_a_judge_that_refuses_is_one_line(tmp_path, run, monkeypatch):
     assert code == 2 and err.splitlines()[-1].startswith("error: the judge at http://127.0.0.1")
 
 
+def test_where_nothing_answers_it_does_not_matter_at_which_sizes(folder, run):
+    assert run(systems=("chance",), answer_memory_tokens=(300,))[0] == 0
+
+
 def test_another_corpus_in_the_same_place_is_an_error(folder, run):
     assert run(systems=("chance",))[0] == 0
     values = small_suite.suite_values(folder)["corpus"]

@@ -52,7 +52,8 @@ class SuiteConfig(RunConfig):
         sets: of questions, by name.
         corpus: the documents.
         distractors: pools to draw from when those of the question are exhausted, in this order.
-        answer_memory_tokens: those of `memory_tokens` at which questions are answered.
+        answer_memory_tokens: those of `memory_tokens` at which questions are answered, if any
+            system answers.
         systems: of `SYSTEMS`, what to measure.
         answer_batch_size: questions answered at once.
         max_answer_tokens: of the longest answer.
@@ -84,7 +85,8 @@ class SuiteConfig(RunConfig):
             raise ConfigError(
                 f"systems: {min(unknown)!r} is not one of {', '.join(SYSTEMS)}; correct it."
             )
-        for size in self.answer_memory_tokens:
+        answers = not set(self.systems).isdisjoint(ANSWERING)
+        for size in self.answer_memory_tokens if answers else ():
             if size not in self.memory_tokens:
                 raise ConfigError(f"answer_memory_tokens: {size} is not in memory_tokens; add it.")
         if self.context_tokens <= self.max_answer_tokens:
