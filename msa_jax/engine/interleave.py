@@ -326,15 +326,16 @@ class _Loop:
             # Those that were listed beyond top_k_docs have not been attended to.
             attended = routed.ids[:, : self.builder.memory.top_k_docs]
             table = NameTable(self.builder, attended[attended >= 0])
-        # Best first.
-        mean_of = dict(zip(*rank_documents(routed.ids, routed.scores), strict=True))
-        if self.config.router_temperature is not None:
-            means = np.array([mean_of[doc_id] for doc_id in table.ids], np.float64)
-            log_weights = means / self.config.router_temperature
-        if self.config.margin:
+        tau, margin = self.config.router_temperature, self.config.margin
+        if tau is not None or margin:
+            # Best first.
+            mean_of = dict(zip(*rank_documents(routed.ids, routed.scores), strict=True))
+        if tau is not None:
+            log_weights = np.array([mean_of[doc_id] for doc_id in table.ids], np.float64) / tau
+        if margin:
             left = set(table.ids.tolist()).difference(one.documents)
             means = {doc_id: float(mean_of[doc_id]) for doc_id in mean_of if doc_id in left}
-            least = max(means.values(), default=0.0) - self.config.margin
+            least = max(means.values(), default=0.0) - margin
             required = [doc_id for doc_id in means if means[doc_id] >= least]
         max_names = min(
             self.config.max_documents_per_round, self.config.max_documents - len(one.documents)

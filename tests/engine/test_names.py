@@ -72,6 +72,18 @@ def some_of(ids):
     return st.lists(st.sampled_from(ids), unique=True)
 
 
+def check_a_way(speller, possible, data):
+    """Goes a random way to the end; what may come next is what possible ways go on with."""
+    tokens = []
+    while not speller.finished:
+        at = len(tokens)
+        possible = [way for way in possible if way[1][:at] == tokens]
+        assert speller.allowed().tolist() == sorted({way[at] for _, way in possible})
+        tokens.append(data.draw(st.sampled_from(speller.allowed().tolist())))
+        speller.advance(tokens[-1])
+    assert (tuple(speller.named), tokens) in possible
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(max_examples=150, deadline=None)
 @given(ids=DOCUMENT_IDS, max_names=st.integers(0, 3), data=st.data())
@@ -81,14 +93,7 @@ def test_what_may_come_next_is_what_some_round_goes_on_with(kind, ids, max_names
     read = data.draw(some_of([*ids, NOT_IN_A_TABLE]))
     possible = all_rounds(builder, [i for i in ids if i not in read], max_names)
     speller = Speller(NameTable(builder, ids), *ends_of(builder), max_names, read=read)
-    tokens = []
-    while not speller.finished:
-        at = len(tokens)
-        possible = [way for way in possible if way[1][:at] == tokens]
-        assert speller.allowed().tolist() == sorted({way[at] for _, way in possible})
-        tokens.append(data.draw(st.sampled_from(speller.allowed().tolist())))
-        speller.advance(tokens[-1])
-    assert (tuple(speller.named), tokens) in possible
+    check_a_way(speller, possible, data)
 
 
 def has_the_required(chosen, required, max_names):
@@ -112,14 +117,7 @@ def test_a_round_that_names_any_names_the_required_ones(kind, ids, max_names, da
     ]
     table, ends = NameTable(builder, ids), ends_of(builder)
     speller = Speller(table, *ends, max_names, read=read, required=required)
-    tokens = []
-    while not speller.finished:
-        at = len(tokens)
-        possible = [way for way in possible if way[1][:at] == tokens]
-        assert speller.allowed().tolist() == sorted({way[at] for _, way in possible})
-        tokens.append(data.draw(st.sampled_from(speller.allowed().tolist())))
-        speller.advance(tokens[-1])
-    assert (tuple(speller.named), tokens) in possible
+    check_a_way(speller, possible, data)
 
 
 def test_what_is_required_and_without_alternative_is_followed_to_the_end():
