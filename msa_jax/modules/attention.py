@@ -37,8 +37,11 @@ from msa_jax.modules.state import (
 )
 from msa_jax.typing import Array, Float, Int
 
-# Name of what is kept for the backward pass in place of the products that it is made of, unless
-# `ModelConfig.remat` is "all".
+# Name of what is kept for the backward pass, unless `ModelConfig.remat` is "all": sums, in place of
+# the products that they are made of, and all that attention reads. The backward pass of a fused
+# kernel subtracts normalisers that the forward pass has kept from scores that it computes again,
+# and takes the exponential: keys that are rounded otherwise, or of another document because its
+# score was, make gradients of any size.
 KEPT = "kept"
 
 
@@ -222,7 +225,7 @@ class MemorySparseAttention(nn.Module):
             ).reshape(*x.shape[:-1], -1)
             query_mask = active_segments.doc_ids == segments.QUERY
             chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)
-            attended = chosen.top_docs[..., : self.memory.top_k_docs]
+            attended = checkpoint_name(chosen.top_docs[..., : self.memory.top_k_docs], KEPT)
             context = self._fetch(layer_memory.content, index, attended, layer)
             cache = dataclasses.replace(cache, context=context)
             if observed is not None:
@@ -272,6 +275,7 @@ class MemorySparseAttention(nn.Module):
 
     def _fetch(self, content: Content, index, chosen, layer) -> Context:
         values, mask = fetch(content, index, chosen, layer, self.dtype)
+        values = checkpoint_name(values, KEPT)
         return Context(values[..., 0, :, :], values[..., 1, :, :], mask)
 
     def _score(self, queries, query_mask, keys: RoutingKeys, index) -> Routing:

@@ -1,6 +1,7 @@
 """The three calls agree with each other, however tokens are cut, padded and packed."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -231,6 +232,20 @@ def test_recomputation_changes_neither_values_nor_gradients(tiny):
     )
     jax.tree.map(assert_close, some, kept)
     jax.tree.map(assert_close, most, kept)
+
+
+def test_all_that_attention_reads_is_kept_for_the_backward_pass(tiny, capsys):
+    """Else a fused kernel's normalisers would not be those of the keys that it is given again."""
+    config = model_config(remat="cheap")
+    jax.ad_checkpoint.print_saved_residuals(partial(response_loss, config), tiny.params)
+    kept = capsys.readouterr().out
+    groups, queries, length = ACTIVE.tokens.shape
+    chosen = f"{groups},{queries},{TOP_K}"
+    heads = f"{config.num_kv_heads},{config.head_dim}"
+    slots = TOP_K * ROW_TOKENS // POOLING
+    assert f"i32[{chosen}]" in kept
+    assert f"f32[{groups},{queries},{slots},2,{heads}]" in kept
+    assert f"f32[{groups},{queries},{length},{heads}]" in kept
 
 
 def test_layers_one_after_another_train_like_a_loop_of_them(tiny):
