@@ -11,9 +11,9 @@ relative errors. In bfloat16 some percent of error is rounding; a cosine far fro
 on a new kind of device and after a new JAX.
 
 Attention of trained models is sharper than that of random weights, and some errors show only there:
-`--sharpness 16` multiplies the projections of queries and keys, which makes scores 256 times as
-large, and `--checkpoint` takes a trained model. Rounding then decides more; what is computed again
-must still come out as what was kept.
+`--sharpness 16` multiplies queries and keys by 16, which makes scores 256 times as large, and
+`--checkpoint` takes a trained model. Rounding then decides more; what is computed again must still
+come out as what was kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ from msa_jax.training.step import compiler_options
 from msa_jax.typing import PyTree
 
 _LOSSES = ("loss", "lm_loss", "aux_loss", "answer_loss", "naming_loss")
-_ATTENDING = ("attention/q_proj/kernel", "attention/k_proj/kernel")
+# Where queries and keys are normed, it is the scale of the norm that counts.
+_ATTENDING = tuple(
+    f"attention/{name}"
+    for name in ("q_proj/kernel", "k_proj/kernel", "q_norm/scale", "k_norm/scale")
+)
 # Groups whose errors are printed.
 _WORST = 5
 _ROW_TOKENS = 384

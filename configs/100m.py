@@ -32,7 +32,8 @@ What to expect: docs/results/README.md, from one H100 80GB, where a step takes 0
 untrained router finds nothing; watch `recall@16/joint` rise. The loss of the ids (`lm_loss`) stays
 at 1.57, that of uniform digits, until `pretrain_1`, where it falls within 100 steps: with one
 document to attend to, its id is soon copied. `grad_norm` is 1.5 to 3 in `pretrain_16` and some 50
-as SFT begins. `--config.model.unroll_layers=True` makes steps a tenth faster.
+as SFT begins. `--config.model.unroll_layers=True` makes steps a tenth faster; no run with right
+gradients has used it yet (docs/performance.md).
 
 The published weights (`pretrained/smollm2-135m-msa`) went through these stages in four runs, some
 twice, as sources were added, with questions written about 40,000 documents (`--max_documents`);

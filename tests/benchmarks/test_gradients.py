@@ -25,9 +25,11 @@ def test_gradients_agree_however_layers_are_compiled(capsys):
 
 def test_sharper_attention_leaves_routers_alone():
     layer = {"q_proj": {"kernel": np.ones(2)}, "o_proj": {"kernel": np.ones(2)}}
+    layer["k_norm"] = {"scale": np.ones(2)}
     params = {"routed_1": {"attention": layer | {"router": layer}}}
     attention = gradients.sharpened(params, 8.0)["routed_1"]["attention"]
     assert attention["q_proj"]["kernel"].tolist() == [8, 8]
+    assert attention["k_norm"]["scale"].tolist() == [8, 8]
     assert attention["o_proj"]["kernel"].tolist() == [1, 1]
     assert attention["router"]["q_proj"]["kernel"].tolist() == [1, 1]
 
