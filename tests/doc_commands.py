@@ -42,6 +42,7 @@ _NOT_RUN = {
     "tests/test_compose_questions_program.py runs it",
     "python -m msa_jax.convert --from=DIR": "placeholders; tests/test_convert_program.py runs it",
     "python -m benchmarks.engine_bench": "needs a GPU; tests/benchmarks runs it, shrunk",
+    "python -m benchmarks.gradients": "takes minutes; tests/benchmarks runs it, shrunk",
     "python -m benchmarks.quantized_recall": "needs a trained run; tests/benchmarks has its own",
     "python -m benchmarks.ranking_rules": "needs a trained run; tests/benchmarks has its own",
     "python -m benchmarks.routing_bench": "takes minutes; tests/benchmarks runs it, shrunk",
