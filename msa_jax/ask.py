@@ -31,7 +31,6 @@ from msa_jax.engine.cached import cached_bank
 from msa_jax.engine.engine import Engine
 from msa_jax.engine.interleave import InterleaveConfig, Round
 from msa_jax.engine.loading import LoadedModel, load_model
-from msa_jax.engine.ranking import rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.engine.snippets import snippet
 from msa_jax.memory.store import Store
@@ -358,7 +357,7 @@ def _document(question: str, document: Found) -> dict[str, Any]:
 
 
 def _round(one: Round) -> dict[str, Any]:
-    ids, scores = rank_documents(one.ids, one.scores)
+    ids, scores = one.ranking
     routed = zip(ids.tolist(), scores.tolist(), strict=True)
     return {
         "routed": [{"id": part_id, "score": _score(score)} for part_id, score in routed],

@@ -71,6 +71,8 @@ class MemoryConfig:
 
     Attributes:
         router_layers: layers that route, in ascending order; None for the upper half.
+        ranking_layers: those of them by whose mean score documents are ranked, in ascending order;
+            None for all. What a layer attends to is its own choice in any case.
         pooling_kernel_size: P, tokens per chunk.
         top_k_docs: documents that each router layer chooses per query.
         head_len: tokens of the template head; queries start at position head_len + top_k_docs.
@@ -82,6 +84,7 @@ class MemoryConfig:
     """
 
     router_layers: tuple[int, ...] | None = None
+    ranking_layers: tuple[int, ...] | None = None
     pooling_kernel_size: int = 64
     top_k_docs: int = 16
     head_len: int = 3
@@ -157,6 +160,16 @@ class ModelConfig:
                 f"memory.router_layers {layers} must name distinct layers between 0 and "
                 f"{self.num_layers - 1} in ascending order."
             )
+        ranking = self.memory.ranking_layers
+        if ranking is not None and (
+            not ranking
+            or list(ranking) != sorted(set(ranking))
+            or not set(ranking).issubset(self.router_layers)
+        ):
+            raise ConfigError(
+                f"memory.ranking_layers {ranking} must name distinct ones of the router layers "
+                f"{self.router_layers} in ascending order."
+            )
 
     @property
     def router_layers(self) -> tuple[int, ...]:
@@ -164,6 +177,12 @@ class ModelConfig:
         if self.memory.router_layers is not None:
             return self.memory.router_layers
         return tuple(range(self.num_layers // 2, self.num_layers))
+
+    @property
+    def is_ranking(self) -> tuple[bool, ...]:
+        """Of each router layer, whether its scores rank documents."""
+        ranking = self.memory.ranking_layers
+        return tuple(ranking is None or layer in ranking for layer in self.router_layers)
 
     @property
     def layer_runs(self) -> tuple[tuple[str, int, int], ...]:

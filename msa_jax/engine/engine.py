@@ -330,7 +330,8 @@ class Engine:
         ]
 
     def _found(self, slots: np.ndarray, scores: np.ndarray, num_documents: int) -> list[Found]:
-        best, best_scores = rank_documents(self.bank.ids(slots), scores)
+        ranking = self.loaded.config.is_ranking
+        best, best_scores = rank_documents(self.bank.ids(slots), scores, ranking)
         best, best_scores = best[:num_documents].tolist(), best_scores[:num_documents].tolist()
         score_of = dict(zip(best, best_scores, strict=True))
         return [found(passage, score_of[passage.id]) for passage in self._passages(best)]
@@ -340,7 +341,7 @@ class Engine:
     ) -> Answer:
         score_of: dict[int, float] = {}
         for one in conversation.rounds:
-            for part_id, score in zip(*rank_documents(one.ids, one.scores), strict=True):
+            for part_id, score in zip(*one.ranking, strict=True):
                 score_of.setdefault(int(part_id), float(score))
         read = conversation.documents
         listed = list(dict.fromkeys([*read, *score_of]))[: max(config.num_documents, len(read))]

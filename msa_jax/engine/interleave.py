@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -91,12 +92,19 @@ class Round:
         ids: their ids; -1 likewise.
         scores: their scores; -inf likewise.
         named: ids that the model named, in its order; none in the round of the answer.
+        is_ranking: which of these layers rank documents; None for all.
     """
 
     slots: Int[np.ndarray, "L k"]
     ids: Int[np.ndarray, "L k"]
     scores: Float[np.ndarray, "L k"]
     named: tuple[int, ...]
+    is_ranking: tuple[bool, ...] | None = None
+
+    @functools.cached_property
+    def ranking(self) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Ids and scores of all documents that some layer chose, best first (`rank_documents`)."""
+        return rank_documents(self.ids, self.scores, self.is_ranking)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +298,10 @@ class _Loop:
         slots, scores = routing.top_docs, routing.top_scores
         ids = np.full(slots.shape, -1, np.int64)
         ids[slots >= 0] = self.library.ids_of(slots[slots >= 0])
-        return [Round(slots[:, row], ids[:, row], scores[:, row], ()) for row in range(count)]
+        ranking = self.generator.config.is_ranking
+        return [
+            Round(slots[:, row], ids[:, row], scores[:, row], (), ranking) for row in range(count)
+        ]
 
     def _name(
         self, session: Session, asked: Sequence[_Asked], routed: Sequence[Round]
@@ -329,7 +340,7 @@ class _Loop:
         tau, margin = self.config.router_temperature, self.config.margin
         if tau is not None or margin:
             # Best first.
-            mean_of = dict(zip(*rank_documents(routed.ids, routed.scores), strict=True))
+            mean_of = dict(zip(*routed.ranking, strict=True))
         if tau is not None:
             log_weights = np.array([mean_of[doc_id] for doc_id in table.ids], np.float64) / tau
         if margin:

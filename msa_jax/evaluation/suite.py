@@ -217,7 +217,9 @@ class Suite:
                     folder = Path(self.config.workdir) / f"routers_{name}_{memories.sizes[size]}"
                     for warning in report_routers(folder, memory, memories, size, found):
                         tqdm.write(f"{name}: {warning}")
-                rankings = [rank_documents(*one)[0][:DEPTH].astype(int) for one in found]
+                ranking = self.loaded.config.is_ranking
+                ranked = [rank_documents(*one, ranking)[0] for one in found]
+                rankings = [parts[:DEPTH].astype(int) for parts in ranked]
                 self._add_rankings(name, size, MSA, rankings, self._by_layer(memories, found))
 
     def _by_layer(self, memories: Memories, found: Sequence[tuple]) -> list[dict[str, float]]:
