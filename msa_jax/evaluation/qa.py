@@ -10,7 +10,7 @@ import numpy as np
 
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.interleave import Conversation, InterleaveConfig, Library, Round, interleave
-from msa_jax.engine.ranking import LISTED, fuse_rankings
+from msa_jax.engine.ranking import LISTED, fuse_rankings, rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.evaluation import metrics
 from msa_jax.evaluation.memories import Memories
@@ -170,4 +170,4 @@ def _of_any_answer(
 
 def ranking_of(memory: EncodedMemory, one: Round) -> Int[np.ndarray, " n"]:
     """The engine's ranking of parts in a round, best first."""
-    return memory.parts_of(one.ranking[0]).astype(int)
+    return rank_documents(memory.parts_of(one.ids), one.scores, one.is_ranking)[0].astype(int)
