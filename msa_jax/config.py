@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -151,21 +151,13 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ConfigError(f"head_dim ({self.head_dim}) must be even for rotary positions.")
         layers = self.memory.router_layers
-        if layers is not None and (
-            not layers
-            or list(layers) != sorted(set(layers))
-            or not 0 <= layers[0] <= layers[-1] < self.num_layers
-        ):
+        if layers is not None and not _are_ascending(layers, range(self.num_layers)):
             raise ConfigError(
                 f"memory.router_layers {layers} must name distinct layers between 0 and "
                 f"{self.num_layers - 1} in ascending order."
             )
         ranking = self.memory.ranking_layers
-        if ranking is not None and (
-            not ranking
-            or list(ranking) != sorted(set(ranking))
-            or not set(ranking).issubset(self.router_layers)
-        ):
+        if ranking is not None and not _are_ascending(ranking, self.router_layers):
             raise ConfigError(
                 f"memory.ranking_layers {ranking} must name distinct ones of the router layers "
                 f"{self.router_layers} in ascending order."
@@ -201,6 +193,11 @@ class ModelConfig:
                 kind = "routed" if layer in routed else "plain"
                 runs.append((f"{kind}_{layer}", layer, layer + 1))
         return tuple(runs)
+
+
+def _are_ascending(layers: Sequence[int], allowed: Collection[int]) -> bool:
+    """Whether layers are distinct, in ascending order, at least one, and all allowed."""
+    return bool(layers) and list(layers) == sorted({*layers} & {*allowed})
 
 
 def _require_positive(config: Any, *names: str) -> None:

@@ -298,9 +298,10 @@ class _Loop:
         slots, scores = routing.top_docs, routing.top_scores
         ids = np.full(slots.shape, -1, np.int64)
         ids[slots >= 0] = self.library.ids_of(slots[slots >= 0])
-        ranking = self.generator.config.is_ranking
+        is_ranking = self.generator.config.is_ranking
         return [
-            Round(slots[:, row], ids[:, row], scores[:, row], (), ranking) for row in range(count)
+            Round(slots[:, row], ids[:, row], scores[:, row], (), is_ranking)
+            for row in range(count)
         ]
 
     def _name(

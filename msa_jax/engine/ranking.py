@@ -42,7 +42,9 @@ def rank_documents(
     lowest = np.where(listed, scores, np.inf).min(axis=1, initial=np.inf)
     of_layers = np.broadcast_to(lowest[:, None], (len(ids), len(documents))).copy()
     of_layers[np.nonzero(listed)[0], at] = scores[listed]
-    counts = listed.any(axis=1) & (True if is_ranking is None else np.array(is_ranking, bool))
+    counts = listed.any(axis=1)
+    if is_ranking is not None:
+        counts &= np.array(is_ranking)
     means = of_layers[counts].mean(axis=0) if len(documents) else np.zeros(0)
     order = np.argsort(-means, kind="stable")
     return documents[order], means[order]

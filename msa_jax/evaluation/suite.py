@@ -205,6 +205,7 @@ class Suite:
 
     def _search(self, memory: EncodedMemory, sizes: Sequence[int]) -> None:
         router = Router(self.generator, memory, self.config.batch_size)
+        is_ranking = self.loaded.config.is_ranking
         for size in sizes:
             for name, memories in self.sets.items():
                 if size not in self._missing(name, MSA):
@@ -217,8 +218,7 @@ class Suite:
                     folder = Path(self.config.workdir) / f"routers_{name}_{memories.sizes[size]}"
                     for warning in report_routers(folder, memory, memories, size, found):
                         tqdm.write(f"{name}: {warning}")
-                ranking = self.loaded.config.is_ranking
-                ranked = [rank_documents(*one, ranking)[0] for one in found]
+                ranked = [rank_documents(*one, is_ranking)[0] for one in found]
                 rankings = [parts[:DEPTH].astype(int) for parts in ranked]
                 self._add_rankings(name, size, MSA, rankings, self._by_layer(memories, found))
 

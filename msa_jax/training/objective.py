@@ -132,8 +132,10 @@ def router_metrics(
     chooses the same documents for all of them.
     """
     positives = jnp.broadcast_to(positives, doc_scores.shape)
-    # As the engine ranks. A document exists in all layers or in none.
-    joint_scores = doc_scores[np.array(config.is_ranking)].mean(axis=0, keepdims=True)
+    # As the engine ranks. A document exists in all layers or in none. A mask needs no scatter in
+    # the backward pass, as a selection would.
+    is_ranking = np.array(config.is_ranking)[:, None, None, None]
+    joint_scores = doc_scores.mean(axis=0, keepdims=True, where=is_ranking)
 
     def loss_of(scores: Float[Array, "l G B M"]) -> Float[Array, "l G B"]:
         decoupled = stage.aux_loss == "decoupled"
