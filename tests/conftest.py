@@ -22,6 +22,14 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # For the programs that tests start.
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Frees what a module compiled: a process has a limited number of memory maps (65,530 by
+    default on Linux), each program takes some dozens, and JAX keeps them all."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def run_program(monkeypatch, capsys):
     """Runs a program in this process; returns its exit code, what it printed, and its errors."""

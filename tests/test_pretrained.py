@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -194,6 +195,8 @@ def test_the_page(saved, trained, backbone, folder, monkeypatch, capsys):
     page = ROOT / "docs" / "adapters.md"
     names = run_code(page.read_text(encoding="utf-8"))
     assert names["saved"].error < 0.01 and "of the change is lost" in capsys.readouterr().out
+    mean = load_model("pretrained/mean", dtype="float32").params
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-3), mean, params)
     assert len(run_commands(page, monkeypatch)) == 3
     with Store.open("bank") as store:
         assert len(list(store.keys())) == 3
