@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -84,9 +84,7 @@ RULES: dict[str, Rule] = {
 
 
 def rankings_by_rule(
-    documents: Int[np.ndarray, "L k"],
-    scores: Float[np.ndarray, "L k"],
-    is_ranking: Sequence[bool] | None = None,
+    documents: Int[np.ndarray, "L k"], scores: Float[np.ndarray, "L k"]
 ) -> Iterator[tuple[str, list[int]]]:
     """What each rule, each layer and the engine make of the lists."""
     layers = {
@@ -96,7 +94,7 @@ def rankings_by_rule(
     for name, rule in {**layers, **RULES}.items():
         totals = rule(documents, scores)
         yield name, sorted(totals, key=totals.get, reverse=True)
-    yield "engine", rank_documents(documents, scores, is_ranking)[0].tolist()
+    yield "engine", rank_documents(documents, scores)[0].tolist()
 
 
 def main() -> None:
@@ -130,7 +128,7 @@ def measure(
         for row, question in enumerate(np.unique(batch)):
             positives = set(held_out.positives[question])
             lists = routing.top_docs[:, row], routing.top_scores[:, row]
-            for rule, ranking in rankings_by_rule(*lists, generator.config.is_ranking):
+            for rule, ranking in rankings_by_rule(*lists):
                 found = [len(positives & set(ranking[:n])) / len(positives) for n in (1, 16)]
                 recalls.setdefault((held_out.kind(question), rule), []).append(tuple(found))
     return recalls

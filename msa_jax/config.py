@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -71,8 +71,6 @@ class MemoryConfig:
 
     Attributes:
         router_layers: layers that route, in ascending order; None for the upper half.
-        ranking_layers: those of them by whose mean score documents are ranked, in ascending order;
-            None for all. What a layer attends to is its own choice in any case.
         pooling_kernel_size: P, tokens per chunk.
         top_k_docs: documents that each router layer chooses per query.
         head_len: tokens of the template head; queries start at position head_len + top_k_docs.
@@ -84,7 +82,6 @@ class MemoryConfig:
     """
 
     router_layers: tuple[int, ...] | None = None
-    ranking_layers: tuple[int, ...] | None = None
     pooling_kernel_size: int = 64
     top_k_docs: int = 16
     head_len: int = 3
@@ -151,16 +148,14 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ConfigError(f"head_dim ({self.head_dim}) must be even for rotary positions.")
         layers = self.memory.router_layers
-        if layers is not None and not _are_ascending(layers, range(self.num_layers)):
+        if layers is not None and (
+            not layers
+            or list(layers) != sorted(set(layers))
+            or not 0 <= layers[0] <= layers[-1] < self.num_layers
+        ):
             raise ConfigError(
                 f"memory.router_layers {layers} must name distinct layers between 0 and "
                 f"{self.num_layers - 1} in ascending order."
-            )
-        ranking = self.memory.ranking_layers
-        if ranking is not None and not _are_ascending(ranking, self.router_layers):
-            raise ConfigError(
-                f"memory.ranking_layers {ranking} must name distinct ones of the router layers "
-                f"{self.router_layers} in ascending order."
             )
 
     @property
@@ -169,12 +164,6 @@ class ModelConfig:
         if self.memory.router_layers is not None:
             return self.memory.router_layers
         return tuple(range(self.num_layers // 2, self.num_layers))
-
-    @property
-    def is_ranking(self) -> tuple[bool, ...]:
-        """Of each router layer, whether its scores rank documents."""
-        ranking = self.memory.ranking_layers
-        return tuple(ranking is None or layer in ranking for layer in self.router_layers)
 
     @property
     def layer_runs(self) -> tuple[tuple[str, int, int], ...]:
@@ -193,11 +182,6 @@ class ModelConfig:
                 kind = "routed" if layer in routed else "plain"
                 runs.append((f"{kind}_{layer}", layer, layer + 1))
         return tuple(runs)
-
-
-def _are_ascending(layers: Sequence[int], allowed: Collection[int]) -> bool:
-    """Whether layers are distinct, in ascending order, at least one, and all allowed."""
-    return bool(layers) and list(layers) == sorted({*layers} & {*allowed})
 
 
 def _require_positive(config: Any, *names: str) -> None:

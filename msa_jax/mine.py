@@ -138,8 +138,7 @@ def rank_by_router(
         prompts = [token_block(builder, builder.prompt(x.question)) for x in some]
         routing = generator.start(prompts, memory, room=1, search_docs=depth).routing
         for row in range(len(some)):
-            lists = routing.top_docs[:, row], routing.top_scores[:, row]
-            ranked, _ = rank_documents(*lists, loaded.config.is_ranking)
+            ranked, _ = rank_documents(routing.top_docs[:, row], routing.top_scores[:, row])
             yield list(dict.fromkeys(owners[ranked].tolist()))
 
 

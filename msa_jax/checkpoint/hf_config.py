@@ -96,19 +96,13 @@ def to_hf_config(config: ModelConfig, backbone_only: bool = False) -> dict[str, 
     }
     if backbone_only:
         return values
-    memory = config.memory
     return {
         **values,
         "architectures": ["MSAForCausalLM"],
         "model_type": "msa",
         "msa_config": _msa_values(config),
-        # Upstream knows one backbone, one prompt and one ranking; this section says which are meant
-        # here.
-        "msa_jax": {
-            "backbone": family,
-            "head_len": memory.head_len,
-            "ranking_layers": memory.ranking_layers,
-        },
+        # Upstream knows one backbone and one prompt; this section says which are meant here.
+        "msa_jax": {"backbone": family, "head_len": config.memory.head_len},
     }
 
 
@@ -197,8 +191,6 @@ def _memory_config(values: dict[str, Any], own: dict[str, Any]) -> MemoryConfig:
         fields["pooling_kernel_size"] = msa["pooling_kernel_size"]
     if "head_len" in own:
         fields["head_len"] = own["head_len"]
-    if own.get("ranking_layers") is not None:
-        fields["ranking_layers"] = tuple(own["ranking_layers"])
     return MemoryConfig(**fields)
 
 

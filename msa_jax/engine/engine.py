@@ -330,8 +330,7 @@ class Engine:
         ]
 
     def _found(self, slots: np.ndarray, scores: np.ndarray, num_documents: int) -> list[Found]:
-        is_ranking = self.loaded.config.is_ranking
-        best, best_scores = rank_documents(self.bank.ids(slots), scores, is_ranking)
+        best, best_scores = rank_documents(self.bank.ids(slots), scores)
         best, best_scores = best[:num_documents].tolist(), best_scores[:num_documents].tolist()
         score_of = dict(zip(best, best_scores, strict=True))
         return [found(passage, score_of[passage.id]) for passage in self._passages(best)]

@@ -92,19 +92,17 @@ class Round:
         ids: their ids; -1 likewise.
         scores: their scores; -inf likewise.
         named: ids that the model named, in its order; none in the round of the answer.
-        is_ranking: which of these layers rank documents; None for all.
     """
 
     slots: Int[np.ndarray, "L k"]
     ids: Int[np.ndarray, "L k"]
     scores: Float[np.ndarray, "L k"]
     named: tuple[int, ...]
-    is_ranking: tuple[bool, ...] | None = None
 
     @functools.cached_property
     def ranking(self) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Ids and scores of all documents that some layer chose, best first (`rank_documents`)."""
-        return rank_documents(self.ids, self.scores, self.is_ranking)
+        return rank_documents(self.ids, self.scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,11 +296,7 @@ class _Loop:
         slots, scores = routing.top_docs, routing.top_scores
         ids = np.full(slots.shape, -1, np.int64)
         ids[slots >= 0] = self.library.ids_of(slots[slots >= 0])
-        is_ranking = self.generator.config.is_ranking
-        return [
-            Round(slots[:, row], ids[:, row], scores[:, row], (), is_ranking)
-            for row in range(count)
-        ]
+        return [Round(slots[:, row], ids[:, row], scores[:, row], ()) for row in range(count)]
 
     def _name(
         self, session: Session, asked: Sequence[_Asked], routed: Sequence[Round]

@@ -20,19 +20,15 @@ _FUSION_OFFSET = 60
 
 
 def rank_documents(
-    ids: Int[np.ndarray, "L k"],
-    scores: Float[np.ndarray, "L k"],
-    is_ranking: Sequence[bool] | None = None,
+    ids: Int[np.ndarray, "L k"], scores: Float[np.ndarray, "L k"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """All documents that some layer listed, by the mean of their scores, best first.
 
-    A layer that does not list a document counts as the lowest score that it lists. What layers list
-    that do not rank is ranked as well, by those that do.
+    A layer that does not list a document counts as the lowest score that it lists.
 
     Args:
         ids: of each layer, best first; -1 where it found fewer.
         scores: of these documents.
-        is_ranking: the layers whose scores are averaged (`ModelConfig.is_ranking`); None for all.
 
     Returns:
         Documents and their mean scores; of equal ones, the lower id first.
@@ -42,10 +38,7 @@ def rank_documents(
     lowest = np.where(listed, scores, np.inf).min(axis=1, initial=np.inf)
     of_layers = np.broadcast_to(lowest[:, None], (len(ids), len(documents))).copy()
     of_layers[np.nonzero(listed)[0], at] = scores[listed]
-    counts = listed.any(axis=1)
-    if is_ranking is not None:
-        counts &= np.array(is_ranking)
-    means = of_layers[counts].mean(axis=0) if len(documents) else np.zeros(0)
+    means = of_layers[listed.any(axis=1)].mean(axis=0) if len(documents) else np.zeros(0)
     order = np.argsort(-means, kind="stable")
     return documents[order], means[order]
 

@@ -170,4 +170,4 @@ def _of_any_answer(
 
 def ranking_of(memory: EncodedMemory, one: Round) -> Int[np.ndarray, " n"]:
     """The engine's ranking of parts in a round, best first."""
-    return rank_documents(memory.parts_of(one.ids), one.scores, one.is_ranking)[0].astype(int)
+    return rank_documents(memory.parts_of(one.ids), one.scores)[0].astype(int)

@@ -205,7 +205,6 @@ class Suite:
 
     def _search(self, memory: EncodedMemory, sizes: Sequence[int]) -> None:
         router = Router(self.generator, memory, self.config.batch_size)
-        is_ranking = self.loaded.config.is_ranking
         for size in sizes:
             for name, memories in self.sets.items():
                 if size not in self._missing(name, MSA):
@@ -218,8 +217,7 @@ class Suite:
                     folder = Path(self.config.workdir) / f"routers_{name}_{memories.sizes[size]}"
                     for warning in report_routers(folder, memory, memories, size, found):
                         tqdm.write(f"{name}: {warning}")
-                ranked = [rank_documents(*one, is_ranking)[0] for one in found]
-                rankings = [parts[:DEPTH].astype(int) for parts in ranked]
+                rankings = [rank_documents(*one)[0][:DEPTH].astype(int) for one in found]
                 self._add_rankings(name, size, MSA, rankings, self._by_layer(memories, found))
 
     def _by_layer(self, memories: Memories, found: Sequence[tuple]) -> list[dict[str, float]]:

@@ -6,7 +6,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from msa_jax.core.losses import chunked_lm_loss, info_nce
 from msa_jax.core.routing import collapse, recall_at
@@ -132,10 +131,8 @@ def router_metrics(
     chooses the same documents for all of them.
     """
     positives = jnp.broadcast_to(positives, doc_scores.shape)
-    # As the engine ranks. A document exists in all layers or in none. A mask needs no scatter in
-    # the backward pass, as a selection would.
-    is_ranking = np.array(config.is_ranking)[:, None, None, None]
-    joint_scores = doc_scores.mean(axis=0, keepdims=True, where=is_ranking)
+    # The engine ranks by the mean over layers. A document exists in all of them or in none.
+    joint_scores = doc_scores.mean(axis=0, keepdims=True)
 
     def loss_of(scores: Float[Array, "l G B M"]) -> Float[Array, "l G B"]:
         decoupled = stage.aux_loss == "decoupled"

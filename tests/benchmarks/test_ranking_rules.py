@@ -2,7 +2,6 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,8 +88,7 @@ def test_recall_is_the_share_of_positives_that_are_found(run, monkeypatch):
         top_scores = np.stack([SCORES] * 3, axis=1)
 
     monkeypatch.setattr(ranking_rules, "route", lambda *_: Lists)
-    generator = SimpleNamespace(config=SimpleNamespace(is_ranking=(True, True)))
-    recalls = ranking_rules.measure(HeldOut(), generator, None, 100)
+    recalls = ranking_rules.measure(HeldOut(), None, None, 100)
     assert recalls["needle", "router layer 0 of 2"] == [(0.0, 0.0), (0.0, 1.0)]
     assert recalls["needle", "router layer 1 of 2"] == [(0.0, 1.0), (0.0, 0.5)]
     assert recalls["needle", "engine"] == [(0.0, 1.0), (0.0, 1.0)]

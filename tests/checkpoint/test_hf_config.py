@@ -179,14 +179,6 @@ def test_unsupported_memories(tmp_path, changes, message):
         read_model_config(tmp_path)
 
 
-@pytest.mark.parametrize("layers", [[], [1], [3, 2], [2, 2]])
-def test_layers_that_rank_must_be_router_layers(tmp_path, layers):
-    values = {**SIZES, "model_type": "msa", "msa_config": {**MSA, "router_layer_idx": "2,3"}}
-    write_config(tmp_path, {**values, "msa_jax": {"ranking_layers": layers}})
-    with pytest.raises(ConfigError, match=r"memory.ranking_layers .* router layers \(2, 3\)"):
-        read_model_config(tmp_path)
-
-
 def test_incomplete_files(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
         read_model_config(tmp_path)
@@ -208,11 +200,7 @@ def test_incomplete_files(tmp_path):
 @pytest.mark.parametrize("similarity", ["cosine", "scaled_dot"])
 def test_written_config_reads_back(tmp_path, family, similarity):
     memory = MemoryConfig(
-        router_layers=(0, 2),
-        ranking_layers=(2,),
-        top_k_docs=9,
-        head_len=5,
-        router_similarity=similarity,
+        router_layers=(0, 2), top_k_docs=9, head_len=5, router_similarity=similarity
     )
     config = dataclasses.replace(tiny_config(family, rope_theta=5e6), memory=memory)
     write_config(tmp_path, to_hf_config(config))

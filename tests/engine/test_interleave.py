@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import jax
 import numpy as np
 import pytest
@@ -39,8 +37,6 @@ class Scripted:
     `scripts` has, for each question, the documents to name in each round (none to stop) and the
     answer.
     """
-
-    config = SimpleNamespace(is_ranking=(True, True))
 
     def __init__(self, scripts, routed=ALL_SLOTS, scores=0.0):
         self.scripts = scripts

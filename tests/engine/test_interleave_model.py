@@ -106,22 +106,6 @@ def test_cold_routers_alone_decide_which_documents_are_named(generator, builder,
     assert [outcome(one) for one in by_the_model] != [outcome(one) for one in named]
 
 
-def test_the_layers_that_rank_decide_which_documents_are_named(config, params, builder, memory):
-    def firsts(*layers):
-        ranking = dataclasses.replace(config.memory, ranking_layers=layers or None)
-        model = Transformer(dataclasses.replace(config, memory=ranking))
-        named = ask(Generator(model, params), builder, memory, QUESTIONS, 1.5, with_routers(1e-4))
-        return [one.rounds[0] for one in named]
-
-    by_layer = [firsts(layer) for layer in config.router_layers]
-    for row, one_of_layer in enumerate(by_layer):
-        for one in one_of_layer:
-            best = one.ids[row, 0]
-            assert one.ranking[0][0] == best and (not one.named or one.named[0] == best)
-    named = [[one.named for one in of_layer] for of_layer in by_layer]
-    assert len(named) > 1 and named[0] != named[1]
-
-
 def test_a_batch_gives_the_same_when_the_routers_count(generator, builder, memory):
     config = with_routers(0.3)
     together = ask(generator, builder, memory, QUESTIONS, 1.5, config)

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msa_jax.engine.ranking import fuse_rankings, rank_documents
@@ -43,18 +43,6 @@ def test_documents_are_ranked_by_their_mean_score(found):
     expected = {document: mean_of(document, ids, scores) for document in {*ids[ids >= 0].tolist()}}
     assert documents.tolist() == sorted(expected, key=lambda i: (-expected[i], i))
     np.testing.assert_allclose(means, [expected[i] for i in documents.tolist()])
-
-
-@given(lists(), st.data())
-def test_layers_that_do_not_rank_only_add_documents(found, data):
-    ids, scores = found
-    is_ranking = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
-    assume((ids[is_ranking] >= 0).any())
-    documents, means = rank_documents(ids, scores, is_ranking)
-    assert sorted(documents.tolist()) == sorted({*ids[ids >= 0].tolist()})
-    expected = [mean_of(i, ids[is_ranking], scores[is_ranking]) for i in documents.tolist()]
-    np.testing.assert_allclose(means, expected)
-    assert means.tolist() == sorted(means.tolist(), reverse=True)
 
 
 @given(lists(), st.randoms(use_true_random=False))

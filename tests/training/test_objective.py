@@ -50,28 +50,6 @@ def test_router_loss_by_hand(aux_loss):
     assert metrics["aux_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_the_joint_ranking_is_that_of_the_layers_that_rank():
-    """As the engine's: recall and the share of the loss that is taken of it."""
-    scores, positives = hand_example()
-    stage = stage_config(joint_weight=1.0)
-
-    def joint(*layers):
-        config = model_config(memory={"ranking_layers": layers or None})
-        return router_metrics(scores, positives, config, stage)
-
-    assert joint(1)["recall@1/joint"] == pytest.approx(1 / 2)
-    assert joint(2)["recall@1/joint"] == 0
-    for layer in (1, 2):
-        alone = router_metrics(
-            scores[layer - 1 : layer],
-            positives,
-            model_config(memory={"router_layers": (layer,)}),
-            stage_config(),
-        )
-        assert joint(layer)["aux_loss"] == pytest.approx(alone["aux_loss"])
-    assert joint()["aux_loss"] == joint(1, 2)["aux_loss"]
-
-
 @pytest.fixture(scope="module")
 def model_and_params():
     model = Transformer(model_config())
