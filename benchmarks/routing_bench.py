@@ -51,8 +51,8 @@ from benchmarks.routing_cases import (
 from benchmarks.timing import matrix_tflops, median_ms, reduction_ms, temporary_bytes
 from benchmarks.upstream_routing import route_per_head
 from msa_jax.core.routing import normalize
+from msa_jax.kernels import parallel
 from msa_jax.kernels.routing import route
-from msa_jax.memory import parallel
 
 # Beyond so many tokens the per-head scores of upstream's way take more memory than its keys.
 UPSTREAM_TOKENS = 256

@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.core.index import memory_index
 from msa_jax.core.segments import PADDING, TokenBlock
+from msa_jax.kernels.content import Content
 from msa_jax.kernels.routing import CHUNK_ALIGNMENT, RoutingKeys, quantize_keys
 from msa_jax.memory.chunks import EIGHT_BITS, Chunks, Layout
-from msa_jax.memory.content import Content
 from msa_jax.memory.parts import spans
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.modules.transformer import Transformer

@@ -17,9 +17,9 @@ from msa_jax.engine.ranking import LISTED
 from msa_jax.evaluation import metrics
 from msa_jax.evaluation.corpus import Corpus
 from msa_jax.evaluation.memories import Memories, Places, first_sizes
+from msa_jax.kernels.content import DISK
 from msa_jax.memory.bank import Bank
 from msa_jax.memory.chunks import Chunks, Layout
-from msa_jax.memory.content import DISK
 from msa_jax.memory.parts import Changes, PartTable
 from msa_jax.modules.state import Memory, Routing
 from msa_jax.typing import Int

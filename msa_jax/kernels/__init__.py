@@ -1,1 +1,4 @@
-"""Fast paths for what `core` defines; each kernel folder has one `api` and several backends."""
+"""Fast paths for what `core` defines; a kernel folder has one `api` and several backends.
+
+`parallel` calls kernels on a mesh, `content` fetches what they chose, wherever it lies.
+"""

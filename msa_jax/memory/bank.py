@@ -23,11 +23,11 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from msa_jax.core.index import MemoryIndex
+from msa_jax.kernels import parallel
+from msa_jax.kernels.content import DISK, HOST, Content
+from msa_jax.kernels.parallel import MEMORY_AXIS
 from msa_jax.kernels.routing import RoutingKeys
-from msa_jax.memory import parallel
 from msa_jax.memory.chunks import Chunks
-from msa_jax.memory.content import DISK, HOST, Content
-from msa_jax.memory.parallel import MEMORY_AXIS
 from msa_jax.memory.slots import Slots
 from msa_jax.memory.store import PartTable, Store, StoreError
 from msa_jax.memory.tiers import Budget, Plan, plan_tiers

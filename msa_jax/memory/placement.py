@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from msa_jax.config import ConfigError
 from msa_jax.core.index import memory_index
+from msa_jax.kernels.parallel import MEMORY_AXIS, shard_axes
 from msa_jax.kernels.routing import CHUNK_ALIGNMENT
-from msa_jax.memory.parallel import MEMORY_AXIS, shard_axes
 from msa_jax.modules.state import Memory
 from msa_jax.typing import Array, Int
 

@@ -13,8 +13,8 @@ import pathlib
 import jax
 
 from msa_jax.config import ConfigError
+from msa_jax.kernels.content import DEVICE, DISK, HOST
 from msa_jax.memory.chunks import Layout
-from msa_jax.memory.content import DEVICE, DISK, HOST
 
 # The nearest first.
 TIERS = (DEVICE, HOST, DISK)

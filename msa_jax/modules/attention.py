@@ -24,9 +24,9 @@ from msa_jax.config import MemoryConfig
 from msa_jax.core import attention, pooling, rope, routing, segments
 from msa_jax.core.index import MemoryIndex, memory_index
 from msa_jax.core.segments import Segments
+from msa_jax.kernels import parallel
+from msa_jax.kernels.content import Content, fetch
 from msa_jax.kernels.routing import RoutingKeys
-from msa_jax.memory import parallel
-from msa_jax.memory.content import Content, fetch
 from msa_jax.modules.layers import RMSNorm
 from msa_jax.modules.state import (
     CacheSlots,

@@ -1,8 +1,8 @@
 """What the modules take in and hand out: memories, routing, caches. Explicit pytrees, no state."""
 
 from msa_jax.core.index import MemoryIndex
+from msa_jax.kernels.content import Content
 from msa_jax.kernels.routing import RoutingKeys
-from msa_jax.memory.content import Content
 from msa_jax.typing import Array, Bool, Float, Int, pytree
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from msa_jax.memory.content import DEVICE, DISK
+from msa_jax.kernels.content import DEVICE, DISK
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from tests.engine.banks import save_model
 from tests.engine.engines import (

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from msa_jax.config import ConfigError
 from msa_jax.data.records import Document
+from msa_jax.kernels.content import DEVICE, DISK, HOST
 from msa_jax.memory import bank as bank_module
 from msa_jax.memory import tiers
 from msa_jax.memory.bank import Bank
 from msa_jax.memory.chunks import Chunks, Layout
-from msa_jax.memory.content import DEVICE, DISK, HOST
 from msa_jax.memory.slots import NO_PART
 from msa_jax.memory.store import EncodedDocument, Part, Store, StoreError
 from msa_jax.memory.tiers import Budget

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from msa_jax.data.records import Document
 from msa_jax.engine.encode import Encoder, bank_layout, encode_documents
+from msa_jax.kernels.content import DEVICE, DISK, HOST
 from msa_jax.memory import tiers
 from msa_jax.memory.bank import Bank
 from msa_jax.memory.chunks import Chunks
-from msa_jax.memory.content import DEVICE, DISK, HOST
 from msa_jax.memory.store import EncodedDocument, Part, Store
 from msa_jax.memory.tiers import Budget
 from msa_jax.modules.transformer import Transformer, init_cache

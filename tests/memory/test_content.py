@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msa_jax.memory.content import DEVICE, DISK, HOST, Content, fetch
+from msa_jax.kernels.content import DEVICE, DISK, HOST, Content, fetch
 from tests.memory.tiny import HEAD_DIM, KV_HEADS, UNEVEN, memory_of
 
 TIERS = (DEVICE, HOST, DISK)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from msa_jax.memory import parallel
+from msa_jax.kernels import parallel
 from msa_jax.memory.placement import place_memory
 from tests.memory.tiny import (
     BATCH,

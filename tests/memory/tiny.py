@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from msa_jax.core.index import memory_index
+from msa_jax.kernels import parallel
+from msa_jax.kernels.content import Content
 from msa_jax.kernels.routing import RoutingKeys, quantize_keys, route
-from msa_jax.memory import parallel
-from msa_jax.memory.content import Content
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -72,7 +72,7 @@ def route_layer(memory: Memory, queries, query_mask):
 
 @jax.jit
 def route_each_group(memory: Memory, queries, query_mask) -> list[jax.Array]:
-    """The same group by group, on one device, without `memory.parallel`."""
+    """The same group by group, on one device, without `kernels.parallel`."""
     found = []
     for group in range(len(queries)):
         layer, index = jax.tree.map(lambda x, g=group: x[1, g], memory.layers), memory.index

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from msa_jax.core.index import MemoryIndex
 from msa_jax.core.segments import TokenBlock
+from msa_jax.kernels.content import Content
 from msa_jax.kernels.routing import RoutingKeys
-from msa_jax.memory.content import Content
 from msa_jax.modules.init import init_params
 from msa_jax.modules.state import LayerMemory, Memory
 from msa_jax.modules.transformer import Transformer, init_cache

@@ -15,7 +15,7 @@ import numpy as np
 
 from msa_jax.core.index import MemoryIndex
 from msa_jax.core.routing import context_slots
-from msa_jax.memory import parallel
+from msa_jax.kernels import parallel
 from msa_jax.typing import Array, Bool, Float, Int, pytree, static
 
 DEVICE, HOST, DISK = "device", "host", "disk"
