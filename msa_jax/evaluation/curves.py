@@ -167,7 +167,10 @@ def _finish(axis, results: Results, name: str) -> None:
 
 
 def _save(figure: Figure, axes, path: Path) -> None:
-    axes[0].legend(fontsize="small")
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels), 3 * len(axes))
+    # Below, where it hides no curve.
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
     save_figure(figure, path)
 
 
