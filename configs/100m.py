@@ -192,6 +192,13 @@ def get_config(folder: str = "") -> ConfigDict:
         "answer_fraction": 0.4,
         "temperature": 0.03,
     }
+    one_memory = sft | {
+        "groups": 1,
+        "queries_per_group": 64,
+        "cluster": 4,
+        "schedule": "cosine",
+        "naming_weight": 0.1,
+    }
     c.curriculum = (
         *("warmup", "pretrain", "pretrain_1", "pretrain_4", "pretrain_16"),
         *("sft_8k", "sft_64k", "reading"),
@@ -224,31 +231,16 @@ def get_config(folder: str = "") -> ConfigDict:
         "pretrain_16": pretrain
         | {"steps": 4_000, "schedule": "cosine", "warmup_steps": 30, "naming_weight": 0.1},
         "sft_8k": sft | {"steps": 80, "memory_tokens": 8_448, "groups": 8, "queries_per_group": 8},
-        "sft_64k": sft
-        | {
-            "steps": 220,
-            "memory_tokens": 67_584,
-            "groups": 1,
-            "queries_per_group": 64,
-            "cluster": 4,
-            "learning_rate": 5e-5,
-            "schedule": "cosine",
-            "naming_weight": 0.1,
-        },
+        "sft_64k": one_memory | {"steps": 220, "memory_tokens": 67_584, "learning_rate": 5e-5},
         # To read takes more answers than to find: many questions, next to documents that they have
         # not asked for (`read_negatives`).
-        "reading": sft
+        "reading": one_memory
         | {
             "steps": 2_500,
             "memory_tokens": 33_792,
-            "groups": 1,
-            "queries_per_group": 64,
             "active_tokens": 512,
-            "cluster": 4,
             "read_negatives": 2,
             "answer_fraction": 0.6,
-            "schedule": "cosine",
-            "naming_weight": 0.1,
         },
     }
     mixtures = {"sft_8k": ALL_STEPS, "sft_64k": ALL_STEPS, "reading": READING}
