@@ -113,10 +113,9 @@ def test_a_command_names_what_there_is(command, my_config, monkeypatch):
     assert importlib.util.find_spec(name), f"{COMMANDS[command]}: there is no module {name}"
     if not name.startswith("msa_jax."):
         source = Path(importlib.util.find_spec(name).origin).read_text(encoding="utf-8")
-        options = [x.partition("=")[0] for x in arguments if x.startswith("--")]
-        # argparse makes --no-unroll of --unroll.
-        options = [x.replace("--no-", "--", 1) for x in options]
-        assert [x for x in options if f'"{x}"' not in source] == []
+        switches = re.findall(r'"--([\w-]+)",\s+action=argparse.BooleanOptionalAction', source)
+        known = {f"--no-{x}" for x in switches} | set(re.findall(r'"(--[\w-]+)"', source))
+        assert {x.partition("=")[0] for x in arguments if x.startswith("--")} <= known
     elif hasattr(program := importlib.import_module(name), "FLAGS"):
         check_own_flags(program, arguments)
     elif arguments:
