@@ -87,6 +87,8 @@ _REMEMBERED = {
     "answer": ("answer",),
 }
 _MOST_REMEMBERED = 2**17
+# Tokens of a question in `PromptBuilder.pair`.
+_MOST_LOOKED_AT = 256
 
 
 class Piece(NamedTuple):
@@ -177,6 +179,15 @@ class PromptBuilder:
             Piece(self._tail, TEMPLATE),
             Piece(self._response, RESPONSE),
         ]
+
+    def pair(self, text_tokens: np.ndarray, question: str) -> np.ndarray:
+        """A document's text and, after it, a question: what the second look scores.
+
+        A question is cut after `_MOST_LOOKED_AT` tokens, because every document repeats it.
+        """
+        query = self._encoded["query"][question][:_MOST_LOOKED_AT]
+        end = [self._original_end, query, self._tail, self._response]
+        return np.concatenate([self.head, text_tokens, *end])
 
     def names(self, doc_ids: Sequence[int]) -> list[np.ndarray]:
         """The name of each document, as the model writes it."""

@@ -1,9 +1,10 @@
 """A decoder-only transformer with Memory Sparse Attention in its router layers.
 
-One set of parameters, three calls:
+One set of parameters, four calls:
 
 * `Transformer.__call__`: training forward over memory rows and active tokens.
 * `Transformer.encode`: documents to a `Memory` of pooled keys and values.
+* `Transformer.read`: a plain causal pass over tokens, without a memory.
 * `Transformer.prefill` and `Transformer.decode`: route once, then generate from a `Cache`.
 
 Layers of one kind are stacked and scanned, so that 36 compile about as fast as 2.
@@ -276,6 +277,19 @@ class Transformer(nn.Module):
             one_per_row=one_per_row,
         )
         return Memory(_stack(outputs, "memory"), self._index(memory, num_documents))
+
+    def read(self, active: TokenBlock) -> Float[Array, "G B T D"]:
+        """Reads `[G, B, T]` tokens without a memory: a plain causal pass.
+
+        Returns:
+            Hidden states after the final norm.
+        """
+        streams, _ = self._layers(
+            _Streams(None, self.embedder(active.tokens)),
+            _Shared(active_segments=active.segments),
+            similarity=self.config.memory.router_similarity,
+        )
+        return self.final_norm(streams.active)
 
     def prefill(
         self,
