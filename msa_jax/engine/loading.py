@@ -22,11 +22,13 @@ from msa_jax.checkpoint.adapter import has_adapter, read_description
 from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.checkpointer import CHECKPOINTS
 from msa_jax.checkpoint.key_map import parameter_shapes
+from msa_jax.checkpoint.look import load_look
 from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
 from msa_jax.data.text_format import Naming, load_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.interleave import InterleaveConfig
+from msa_jax.modules.look import LookParams
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.rules import state_shardings
 from msa_jax.typing import Array, Int, PRNGKey, PyTree
@@ -51,6 +53,8 @@ class LoadedModel:
         tokenizer_source: absolute path or packaged name; None for the checkpoint's own.
         max_document_tokens: of the longest document in training; None if nobody knows.
         naming: for questions that come with nothing else (`suit`).
+        look: what the second look has beside `params`; None where the model has none, and from
+            `describe_model`.
     """
 
     config: ModelConfig
@@ -62,6 +66,7 @@ class LoadedModel:
     tokenizer_source: str | None
     max_document_tokens: int | None = None
     naming: Naming = Naming()
+    look: LookParams | None = None
 
     @cached_property
     def model(self) -> Transformer:
@@ -115,7 +120,7 @@ def load_model(
         params = pretrained.load_pretrained(folder, config, key, abstract)
     else:
         params = huggingface.load_params(folder, config, key, abstract)
-    return dataclasses.replace(described, params=params)
+    return dataclasses.replace(described, params=params, look=load_look(folder, config))
 
 
 def describe_model(
