@@ -126,7 +126,7 @@ def test_the_quick_start(readme, place):
     assert "2 documents added" in encoded
     assert re.findall(r"^ +-?[\d.]+  \[\d+\] (bank|performance)", asked, re.MULTILINE)
     assert " bm25 " in measured and " msa " in measured
-    assert (place / "runs" / "files" / "recall.png").is_file()
+    assert (place / "runs" / "files" / "tiny" / "recall.png").is_file()
 
 
 @pytest.mark.slow
