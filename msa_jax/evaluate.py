@@ -2,8 +2,8 @@
 
 `configs/eval/ruler.py` measures answers on RULER's needles in haystacks.
 Fields can be overridden (`--config.FIELD=VALUE`). A run that was interrupted goes on where it
-stopped when the same command is given again; results of another model, other texts or other settings
-in the same place are refused.
+stopped when the same command is given again; a workdir with results of another model, other texts
+or other settings is refused.
 """
 
 from __future__ import annotations
