@@ -103,7 +103,6 @@ def place(tmp_path_factory):
     (place / "configs").symlink_to(ROOT / "configs")
     write_bank_page(place / "docs")
     shutil.copy(ROOT / "docs" / "performance.md", place / "docs")
-    shutil.copy(ROOT / "docs" / "query_cost.jsonl", place / "docs")
     (place / "essays").mkdir()
     (place / "essays" / "essay.txt").write_text("It is a long way to the lighthouse. " * 200)
     small_files(place, "")

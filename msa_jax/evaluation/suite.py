@@ -61,6 +61,7 @@ class Suite:
 
     Attributes:
         config: what is measured, and what comes with the model where nothing else was asked for.
+        conditions: of what it may measure (`suite_conditions`).
         results: so far.
         seconds: that each stage took.
     """
@@ -77,8 +78,8 @@ class Suite:
         self.builder = self.loaded.builder if self.loaded else config.builder()
         questions = {name: select_questions(one, config.seed) for name, one in config.sets.items()}
         counts = {name: len(own) for name, own in questions.items()}
-        conditions = suite_conditions(config, self.builder, self.loaded, counts)
-        self.results = Results(Path(config.workdir), conditions)
+        self.conditions = suite_conditions(config, self.builder, self.loaded, counts)
+        self.results = Results(Path(config.workdir), self.conditions)
         with self._timed("corpus"):
             self.corpus: Corpus = load_corpus(
                 config.corpus, self.builder, Path(config.workdir) / "corpus"
