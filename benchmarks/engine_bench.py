@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.records import Recorder, add_output, short
+from benchmarks.records import OUTPUT_HELP, Recorder, short
 from benchmarks.synthetic_bank import DOCUMENT_CHUNKS, SyntheticStore, random_params
 from benchmarks.timing import BEYOND_CACHES, matrix_tflops, reduction_ms
 from msa_jax.config import ModelConfig, from_mapping
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the sizes of the documentation")
     parser.add_argument("--geometry", help="cases of this model only")
-    add_output(parser)
+    parser.add_argument("--output", help=OUTPUT_HELP)
     options = parser.parse_args()
     recorder = Recorder("benchmarks.engine_bench", None, options.output)
     cases = FULL_CASES if options.full else CASES

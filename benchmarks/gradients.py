@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks.records import Recorder, add_output
+from benchmarks.records import OUTPUT_HELP, Recorder
 from benchmarks.training_cost import model_of, random_batch, shortened
 from msa_jax.config import ModelConfig
 from msa_jax.core.segments import TrainingBatch
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=8)
     parser.add_argument("--active-tokens", type=int, default=48)
     parser.add_argument("--sharpness", type=float, default=1.0, help="of attention, see above")
-    add_output(parser)
+    parser.add_argument("--output", help=OUTPUT_HELP)
     options = parser.parse_args(arguments)
     recorder = Recorder("benchmarks.gradients", arguments, options.output)
     config = None if options.checkpoint or options.model == "small" else options.model

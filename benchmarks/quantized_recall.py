@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.records import Recorder, add_output
+from benchmarks.records import OUTPUT_HELP, Recorder
 from msa_jax.config import from_mapping
 from msa_jax.core.routing import routing_queries
 from msa_jax.core.segments import QUERY, TokenBlock
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("workdir", type=Path, help="of a finished run with an evaluation")
     parser.add_argument("--documents", type=Path, help="default: the demo's held-out documents")
     parser.add_argument("--questions", type=Path, help="default: the demo's held-out questions")
-    add_output(parser)
+    parser.add_argument("--output", help=OUTPUT_HELP)
     options = parser.parse_args(arguments)
     recorder = Recorder("benchmarks.quantized_recall", arguments, options.output)
     files = {

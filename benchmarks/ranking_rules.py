@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quantized_recall import load_run
-from benchmarks.records import Recorder, add_output, short
+from benchmarks.records import OUTPUT_HELP, Recorder, short
 from msa_jax.data.pipeline import TextDataset
 from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import Generator
@@ -102,7 +102,7 @@ def main() -> None:
     """Prints a line for each size of memory, kind of question and rule."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="workdir of a trained run with results.json")
-    add_output(parser)
+    parser.add_argument("--output", help=OUTPUT_HELP)
     options = parser.parse_args()
     recorder = Recorder("benchmarks.ranking_rules", None, options.output)
     run = Path(options.run)

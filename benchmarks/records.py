@@ -16,7 +16,6 @@ Where a record is older than the configuration, its section says "older than `co
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import runpy
@@ -34,6 +33,8 @@ from msa_jax.evaluation.facts import environment
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "results" / "records.jsonl"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Of the option of benchmarks.
+OUTPUT_HELP = "also append the records to this file"
 _MARK = re.compile(r"<!-- (?:RECORDS: (?P<prefix>\S+)|=(?P<name>\S+) (?P<fields>[^>]+)) -->")
 _FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _FIELD = re.compile(r"(\w+)(?:([*/])([\d.e]+))?")
@@ -52,7 +53,7 @@ class Recorder:
         """
         arguments = sys.argv[1:] if arguments is None else arguments
         # Where the record goes is no part of what it says.
-        shown = [x for x in arguments if not x.startswith("--output")]
+        shown = [x for x in arguments if x not in ("--output", output, f"--output={output}")]
         self._environment = environment(shlex.join(["python", "-m", module, *shown]))
         self._output = output
 
@@ -79,11 +80,6 @@ class Recorder:
             with open(self._output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         return record
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--output`, with an equals sign, to a command line."""
-    parser.add_argument("--output", help="also append the records to this file: --output=FILE")
 
 
 def config_digest(name: str) -> str:

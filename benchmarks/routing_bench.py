@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.records import Recorder, add_output
+from benchmarks.records import OUTPUT_HELP, Recorder
 from benchmarks.routing_cases import (
     CHUNK_TOKENS,
     DOCUMENT_CHUNKS,
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[1])
     parser.add_argument("--stacked", action="store_true", help="layers are one array")
     parser.add_argument("--devices", type=int, nargs="+", default=[1])
-    add_output(parser)
+    parser.add_argument("--output", help=OUTPUT_HELP)
     parser.add_argument("--matrix-size", type=int, help="of the product that measures the peak")
     options = parser.parse_args(arguments)
     if min(options.memory_tokens) < CHUNK_TOKENS:

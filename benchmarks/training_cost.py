@@ -36,7 +36,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.records import Recorder, add_output, short
+from benchmarks.records import OUTPUT_HELP, Recorder, short
 from benchmarks.timing import matrix_tflops
 from msa_jax.config import REMAT, ModelConfig, from_mapping
 from msa_jax.core.segments import QUERY, RESPONSE, TEMPLATE, TokenBlock, TrainingBatch
@@ -304,7 +304,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="compile layers one after another, or as a loop; the model's own by default",
     )
     parser.add_argument("--steps", type=int, default=5, help="steps to take the median of")
-    add_output(parser)
+    parser.add_argument("--output", help=OUTPUT_HELP)
     parser.add_argument("--trace", help="folder for a profile of each size")
     options = parser.parse_args(arguments)
     _check_sizes(parser, options)

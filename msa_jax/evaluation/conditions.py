@@ -55,7 +55,7 @@ class Provenance:
         self._own: dict[str, Conditions] = json.loads(json.dumps(own))
         self.by_key: dict[str, Conditions] = {}
         if self._path.is_file():
-            self.by_key = json.loads(self._path.read_text(encoding="utf-8"))
+            self.by_key = _read(self._path)
         other = _differing(self.by_key.values(), self._own.values())
         if other:
             raise ConfigError(
@@ -119,6 +119,17 @@ def digest_files(path: str | os.PathLike) -> str:
         return digest_json([[one.relative_to(path).as_posix(), digest_files(one)] for one in files])
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+
+
+def _read(path: Path) -> dict[str, Conditions]:
+    try:
+        by_key = json.loads(path.read_text(encoding="utf-8"))
+        return {key: dict(conditions.items()) for key, conditions in by_key.items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} does not say what the results beside it belong to ({error}); name another "
+            "workdir or remove it."
+        ) from error
 
 
 def _differing(kept: Iterable[Conditions], own: Iterable[Conditions]) -> list[str]:

@@ -273,6 +273,8 @@ def _drawn(
 
 
 def _write(corpus: Corpus, folder: Path) -> None:
+    for left in folder.glob(_TOKENS.replace("{:02d}", "*")):
+        left.unlink()  # Of a run that was cut, or of another corpus.
     columns = {name: getattr(corpus, name) for name in _COLUMNS}
     names = json.dumps([corpus.titles, corpus.pools, corpus.document_of]).encode()
     buffer = io.BytesIO()

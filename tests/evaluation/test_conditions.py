@@ -236,6 +236,22 @@ def test_conditions_are_kept_one_by_one(tmp_path):
         Provenance(tmp_path, {"c": {"x": 2, "y": [], "z": None, "new": 3}})
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
+def test_a_file_that_says_nothing_is_refused(tmp_path, text):
+    (tmp_path / "conditions.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="conditions.json does not say what the results"):
+        Provenance(tmp_path, {})
+
+
+def test_what_is_left_of_a_corpus_that_was_not_finished_is_not_read(folder, tmp_path):
+    values = small_suite.suite_values(folder, systems=("chance",), workdir=str(tmp_path))
+    corpus = suite_of(values).corpus
+    (tmp_path / "corpus" / "conditions.json").unlink()
+    shutil.copy(tmp_path / "corpus" / "tokens-00.xz", tmp_path / "corpus" / "tokens-01.xz")
+    suite_of(values)
+    assert len(suite_of(values).corpus.tokens) == len(corpus.tokens)
+
+
 def test_folders_are_known_by_what_is_in_them(tmp_path):
     (tmp_path / "a" / "deep").mkdir(parents=True)
     (tmp_path / "a" / "deep" / "one.txt").write_text("one")
