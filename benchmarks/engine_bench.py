@@ -3,14 +3,13 @@
     python -m benchmarks.engine_bench             a small model on small memories, a minute on a CPU
     python -m benchmarks.engine_bench --full      MSA-4B and a 135M model, to 100M tokens, on a GPU
 
-prints a JSON line for each case. Weights and memories are random: only time is measured.
+prints a record for each case (`records`). Weights and memories are random: only time is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import runpy
 import statistics
@@ -27,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.records import OUTPUT_HELP, Recorder, short
 from benchmarks.synthetic_bank import DOCUMENT_CHUNKS, SyntheticStore, random_params
 from benchmarks.timing import BEYOND_CACHES, matrix_tflops, reduction_ms
 from msa_jax.config import ModelConfig, from_mapping
@@ -39,7 +39,6 @@ from msa_jax.engine.engine import Engine
 from msa_jax.engine.ingest import Ingestor
 from msa_jax.engine.loading import LoadedModel
 from msa_jax.memory.store import Store
-from msa_jax.memory.tiers import format_bytes
 from msa_jax.modules.transformer import Transformer
 from msa_jax.typing import PyTree
 
@@ -55,9 +54,10 @@ def _configured(name: str) -> dict[str, Any]:
     return runpy.run_path(str(path))["get_config"]().model.to_dict()
 
 
+# Models of files of `configs/`.
+CONFIGS = {"msa_4b": "qwen3_4b", "msa_135m": "100m"}
 GEOMETRIES = {
-    "msa_4b": _configured("qwen3_4b"),
-    "msa_135m": _configured("100m"),
+    **{name: _configured(config) for name, config in CONFIGS.items()},
     "small": dict(
         vocab_size=4096,
         num_layers=4,
@@ -86,6 +86,12 @@ class Case:
     key_dtype: str = "bfloat16"
     content_dtype: str = "bfloat16"
 
+    @property
+    def name(self) -> str:
+        """Of its record."""
+        types = f"{self.key_dtype}-{self.content_dtype}"
+        return f"{self.geometry}/{short(self.memory_tokens)}/{types}"
+
 
 CASES = [Case("small", 65_536), Case("small", 1_048_576), Case("small", 1_048_576, "int8", "int8")]
 FULL_CASES = [
@@ -101,27 +107,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the sizes of the documentation")
     parser.add_argument("--geometry", help="cases of this model only")
-    parser.add_argument("--output", help="also append the lines to this file")
+    parser.add_argument("--output", help=OUTPUT_HELP)
     options = parser.parse_args()
-    device = jax.devices()[0]
-    facts = {"device": device.device_kind, "jax": jax.__version__}
+    recorder = Recorder("benchmarks.engine_bench", None, options.output)
     cases = FULL_CASES if options.full else CASES
     wanted = [case for case in cases if options.geometry in (None, case.geometry)]
-    for row in rows(wanted):
-        line = json.dumps(facts | row)
-        print(line, flush=True)
-        if options.output:
-            with open(options.output, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+    for name, row in rows(wanted):
+        recorder.show(f"engine/{name}", row, CONFIGS.get(row["geometry"]))
 
 
-def rows(cases: list[Case]) -> Iterator[dict[str, Any]]:
-    """Measurements of each model: encoding, and then each of its memories."""
+def rows(cases: list[Case]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and measurements of each model: encoding, and then each of its memories."""
     for geometry in dict.fromkeys(case.geometry for case in cases):
-        yield {"geometry": geometry} | encoding_rate(geometry)
+        yield f"{geometry}/encoding", {"geometry": geometry} | encoding_rate(geometry)
         for case in cases:
             if case.geometry == geometry:
-                yield dataclasses.asdict(case) | query_cost(case)
+                yield case.name, dataclasses.asdict(case) | query_cost(case)
 
 
 def encoding_rate(geometry: str, num_batches: int = 6) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def query_cost(case: Case) -> dict[str, Any]:
             "share_of_weight_bandwidth": round(limit_ms * ANSWER_TOKENS / decode_ms, 3),
             "add_ms": round(_adding_ms(engine), 1),
             "retrieve_ms": round(_median_ms(lambda: engine.retrieve("what changed?")), 2),
-            "peak_device_memory": _peak_memory(),
+            "peak_device_bytes": _peak_bytes(),
         }
         engine.close()
     return row
@@ -284,9 +285,9 @@ def _weights_ms(params: PyTree) -> float:
     return needed / sample.nbytes * reduction_ms([sample])
 
 
-def _peak_memory() -> str:
+def _peak_bytes() -> int | None:
     stats = jax.devices()[0].memory_stats() or {}
-    return format_bytes(stats.get("peak_bytes_in_use", 0))
+    return stats.get("peak_bytes_in_use")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.records import OUTPUT_HELP, Recorder
 from benchmarks.training_cost import model_of, random_batch, shortened
 from msa_jax.config import ModelConfig
 from msa_jax.core.segments import TrainingBatch
@@ -133,7 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=8)
     parser.add_argument("--active-tokens", type=int, default=48)
     parser.add_argument("--sharpness", type=float, default=1.0, help="of attention, see above")
+    parser.add_argument("--output", help=OUTPUT_HELP)
     options = parser.parse_args(arguments)
+    recorder = Recorder("benchmarks.gradients", arguments, options.output)
+    config = None if options.checkpoint or options.model == "small" else options.model
     model, params = _model_of(options)
     sizes = options.memory_tokens, options.queries, options.active_tokens
     batch, stage = _batch(model, *sizes), stage_of(*sizes)
@@ -145,8 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataclasses.replace(model, **how), params, batch, stage, exact=False
         )
         row = how | losses | {"norm": float(optax.tree.norm(own))}
-        print(json.dumps(row | {"worst": errors(own, reference)[:_WORST]}), flush=True)
-    print(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__}))
+        way = "unrolled" if unrolled else "loop"
+        name = f"gradients/{options.model}/sharpness-{options.sharpness:g}/{remat}/{way}"
+        recorder.show(name, row | {"worst": errors(own, reference)[:_WORST]}, config)
 
 
 def _model_of(options: argparse.Namespace) -> tuple[ModelConfig, PyTree]:

@@ -1,17 +1,19 @@
 """Plots what a question costs against the size of the memory.
 
-python -m benchmarks.engine_bench --full --output=docs/query_cost.jsonl
-python -m benchmarks.plot_query_cost docs/query_cost.jsonl docs/query_cost.png
+python -m benchmarks.engine_bench --full --output=docs/results/records.jsonl
+python -m benchmarks.plot_query_cost NVIDIA_H200 docs/query_cost.png
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
+
+from benchmarks.records import read_records
 
 _STAGES = {
     "prefill_ms": "routing, fetching and prefill",
@@ -21,9 +23,16 @@ _STAGES = {
 _NAMES = {"msa_4b": "MSA-4B", "msa_135m": "135M model"}
 
 
-def plot_query_cost(lines: list[str], path: str) -> None:
-    """Draws the JSON lines of `engine_bench`: a colour per stage, a marker per model."""
-    rows = [row for row in map(json.loads, lines) if "memory_tokens" in row]
+def plot_query_cost(records: Mapping[str, Mapping[str, Any]], device: str, path: str) -> None:
+    """Draws what `engine_bench` measured on a device: a colour per stage, a marker per model.
+
+    Raises:
+        ValueError: if there is nothing of that device.
+    """
+    own = [records[name] for name in records if name.startswith(f"{device}/engine/")]
+    rows = [row for row in own if "memory_tokens" in row]
+    if not rows:
+        raise ValueError(f"no record starts with {device}/engine/; run benchmarks.engine_bench.")
     by_geometry = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["memory_tokens"]):
         by_geometry[row["geometry"]].append(row)
@@ -47,4 +56,4 @@ def plot_query_cost(lines: list[str], path: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    plot_query_cost(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines(), sys.argv[2])
+    plot_query_cost(read_records(), *sys.argv[1:])

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.records import OUTPUT_HELP, Recorder
 from msa_jax.config import from_mapping
 from msa_jax.core.routing import routing_queries
 from msa_jax.core.segments import QUERY, TokenBlock
@@ -156,7 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("workdir", type=Path, help="of a finished run with an evaluation")
     parser.add_argument("--documents", type=Path, help="default: the demo's held-out documents")
     parser.add_argument("--questions", type=Path, help="default: the demo's held-out questions")
+    parser.add_argument("--output", help=OUTPUT_HELP)
     options = parser.parse_args(arguments)
+    recorder = Recorder("benchmarks.quantized_recall", arguments, options.output)
     files = {
         kind: str(getattr(options, kind) or options.workdir / "corpus" / f"heldout.{kind}.jsonl")
         for kind in ("documents", "questions")
@@ -170,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| layer | keys | " + " | ".join(columns) + " |")
     print("| --- " * (len(columns) + 2) + "|")
     for (layer, dtype), row in sorted(rows.items()):
+        recorder.keep(f"quantized_recall/layer_{layer}/{dtype}", row, "tiny")
         print(f"| {layer} | {dtype} | " + " | ".join(f"{x:.4f}" for x in row.values()) + " |")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quantized_recall import load_run
+from benchmarks.records import OUTPUT_HELP, Recorder, short
 from msa_jax.data.pipeline import TextDataset
 from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import Generator
@@ -101,7 +102,10 @@ def main() -> None:
     """Prints a line for each size of memory, kind of question and rule."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", required=True, help="workdir of a trained run with results.json")
-    run = Path(parser.parse_args().run)
+    parser.add_argument("--output", help=OUTPUT_HELP)
+    options = parser.parse_args()
+    recorder = Recorder("benchmarks.ranking_rules", None, options.output)
+    run = Path(options.run)
     corpus = run / "corpus"
     files = {kind: str(corpus / f"heldout.{kind}.jsonl") for kind in ("documents", "questions")}
     model, params, data = load_run(run)
@@ -113,6 +117,9 @@ def main() -> None:
     for memory_tokens in config.memory_tokens:
         for (kind, rule), recalls in measure(held_out, generator, memory, memory_tokens).items():
             at_1, at_16 = np.mean(recalls, axis=0)
+            values = {"recall_at_1": float(at_1), "recall_at_16": float(at_16)}
+            name = f"{kind}/{rule.replace(' ', '_')}/{short(memory_tokens)}"
+            recorder.keep(f"ranking_rules/{name}", values, "tiny")
             size = f"{memory_tokens:>9,} {kind:<10} {rule:<24}"
             print(f"{size} recall@1 {at_1:.3f}  recall@16 {at_16:.3f}", flush=True)
 

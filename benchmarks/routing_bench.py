@@ -3,9 +3,10 @@
     python -m benchmarks.routing_bench            # a small grid, a minute on a CPU
     python -m benchmarks.routing_bench --full     # the measured table of docs/performance.md
 
-Prints one JSON line per case. A call gives scores and ids of the 16 best of documents of 4 chunks;
-keys are random, of unit length per head, and lie on the device. Its milliseconds are the median
-over rounds of many enqueued calls, nothing subtracted, for all `layers` together. Beside them:
+Prints one record per case (`records`). A call gives scores and ids of the 16 best of documents of 4
+chunks; keys are random, of unit length per head, and lie on the device. Its milliseconds are the
+median over rounds of many enqueued calls, nothing subtracted, for all `layers` together. Beside
+them:
 
 reduction_ms    fastest plain reduction (maximum or sum, over any axis) of one layer's keys
 times_reduction milliseconds of a layer over that; share_of_bandwidth is its inverse
@@ -27,7 +28,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.records import OUTPUT_HELP, Recorder
 from benchmarks.routing_cases import (
     CHUNK_TOKENS,
     DOCUMENT_CHUNKS,
@@ -83,11 +84,7 @@ FULL_TWO_DEVICES = (
 
 def measure(case: Case, matrix_size: int) -> dict[str, Any]:
     """Everything about one case that can be measured, as a line to print."""
-    line: dict[str, Any] = {
-        **dataclasses.asdict(case),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-    }
+    line: dict[str, Any] = dataclasses.asdict(case)
     with _errors_in(line, "case"):
         compare = _on_one_device if case.devices == 1 else _on_devices
         for facts in compare(case, line):
@@ -272,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[1])
     parser.add_argument("--stacked", action="store_true", help="layers are one array")
     parser.add_argument("--devices", type=int, nargs="+", default=[1])
+    parser.add_argument("--output", help=OUTPUT_HELP)
     parser.add_argument("--matrix-size", type=int, help="of the product that measures the peak")
     options = parser.parse_args(arguments)
     if min(options.memory_tokens) < CHUNK_TOKENS:
@@ -280,8 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.88")
     matrix_size = options.matrix_size or (1024 if jax.default_backend() == "cpu" else 8192)
+    recorder = Recorder("benchmarks.routing_bench", arguments, options.output)
     for case in _cases(options):
-        print(json.dumps(measure(case, matrix_size)), flush=True)
+        recorder.show(f"routing/{case.name}", measure(case, matrix_size))
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:

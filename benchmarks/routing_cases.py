@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.records import short
 from benchmarks.timing import BEYOND_CACHES
 from msa_jax.core.index import MemoryIndex, memory_index
 from msa_jax.core.routing import normalize, routing_queries
@@ -46,6 +47,14 @@ class Case:
     layers: int = 1
     stacked: bool = False
     devices: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its record: the fields that say something."""
+        parts = [short(self.memory_tokens), f"{self.batch}x{self.query_tokens}", self.dtype]
+        parts.append(f"{self.num_kv_heads}x{self.head_dim}")
+        parts += [f"{self.layers}-layers"] * (self.layers > 1) + ["stacked"] * self.stacked
+        return "/".join(parts + [f"{self.devices}-devices"] * (self.devices > 1))
 
     @property
     def num_chunks(self) -> int:

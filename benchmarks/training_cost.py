@@ -2,10 +2,11 @@
 
     python -m benchmarks.training_cost [--model 100m] [--memory-tokens 8192 65536]
 
-Prints one JSON line per memory size and one with the ratios of the largest to the smallest.
-Attention inside documents, pooling and routing are all linear in memory tokens, so the ratios
-should be at most that of the tokens. The queries stay the same. Tokens are random: what a step
-costs does not depend on them. A size that does not fit has a line that says so, and ends the run.
+Prints one record per memory size (`records`) and a line with the ratios of the largest to the
+smallest. Attention inside documents, pooling and routing are all linear in memory tokens, so the
+ratios should be at most that of the tokens. The queries stay the same. Tokens are random: what a
+step costs does not depend on them. A size that does not fit has a line that says so, and ends the
+run.
 
 `--devices 2` lays the rows of the memory on two devices; each of them has all parameters and
 queries. `--layers 8` shortens the model, for the rate of a geometry whose parameters do not fit.
@@ -28,13 +29,14 @@ import runpy
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks.records import OUTPUT_HELP, Recorder, short
 from benchmarks.timing import matrix_tflops
 from msa_jax.config import REMAT, ModelConfig, from_mapping
 from msa_jax.core.segments import QUERY, RESPONSE, TEMPLATE, TokenBlock, TrainingBatch
@@ -214,13 +216,15 @@ def measure_all(
     model: ModelConfig,
     memory_tokens: Sequence[int],
     peak: float,
+    on_result: Callable[[dict[str, Any]], None] = lambda result: None,
     trace: str | None = None,
     **sizes: int,
 ) -> list[dict[str, Any]]:
-    """Measures and prints every size up to the first that does not fit.
+    """Measures every size up to the first that does not fit.
 
     Args:
         peak: TFLOP/s that a device's share is of.
+        on_result: called with what was measured of each.
         trace: a folder for a folder of each size.
         sizes: further arguments of `measure`.
 
@@ -240,7 +244,7 @@ def measure_all(
             # A larger one would not fit either.
             return results
         results.append(result | {"share_of_peak": result["tflops"] / peak})
-        print(json.dumps(results[-1]), flush=True)
+        on_result(results[-1])
     return results
 
 
@@ -256,12 +260,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = ("row_tokens", "queries", "active_tokens", "document_tokens", "steps", "devices")
     sizes = {name: getattr(options, name) for name in names}
     peak = matrix_tflops(512 if jax.default_backend() == "cpu" else 8192)
-    results = measure_all(model, options.memory_tokens, peak, options.trace, **sizes)
+    recorder = Recorder("benchmarks.training_cost", arguments, options.output)
+
+    def show(result: dict[str, Any]) -> None:
+        config = None if options.model == "small" else options.model
+        result = {**sizes, "num_layers": model.num_layers, "remat": model.remat, **result}
+        recorder.show(_name(options, model, result["memory_tokens"]), result, config)
+
+    results = measure_all(model, options.memory_tokens, peak, show, options.trace, **sizes)
     ratios = {}
     if results:
         ratios = {name: round(results[-1][name] / results[0][name], 3) for name in results[0]}
     device = {"device": jax.devices()[0].device_kind, "devices": options.devices}
     print(json.dumps({"ratios": ratios, "matrix_tflops": peak, **device}))
+
+
+def _name(options: argparse.Namespace, model: ModelConfig, memory_tokens: int) -> str:
+    """Of a record."""
+    asked = f"{options.queries}x{options.active_tokens}"
+    way = "unrolled" if model.unroll_layers else "loop"
+    parts = [f"training/{options.model}/{short(memory_tokens)}", asked, model.remat, way]
+    return "/".join(parts + [f"{options.devices}-devices"] * (options.devices > 1))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -285,6 +304,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="compile layers one after another, or as a loop; the model's own by default",
     )
     parser.add_argument("--steps", type=int, default=5, help="steps to take the median of")
+    parser.add_argument("--output", help=OUTPUT_HELP)
     parser.add_argument("--trace", help="folder for a profile of each size")
     options = parser.parse_args(arguments)
     _check_sizes(parser, options)

@@ -2,7 +2,8 @@
 
 `configs/eval/ruler.py` measures answers on RULER's needles in haystacks.
 Fields can be overridden (`--config.FIELD=VALUE`). A run that was interrupted goes on where it
-stopped when the same command is given again.
+stopped when the same command is given again; a workdir with results of another model, other texts
+or other settings is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -25,6 +27,7 @@ from msa_jax.evaluation.suite_config import suite_config
 def main(arguments: Sequence[str]) -> None:
     cli.refuse_arguments(arguments)
     values = CONFIG.value.to_dict()
+    values["workdir"] = workdir_of(values["workdir"], values.get("checkpoint"))
     if values.pop("benchmark", None) == "ruler":
         print(RulerRun(ruler_config(values)).run())
         return
@@ -34,6 +37,17 @@ def main(arguments: Sequence[str]) -> None:
     finally:
         # Of a run that fails, too: what was measured is worth keeping.
         print(write_curves(suite, sys.argv))
+
+
+def workdir_of(workdir: str, checkpoint: str | None) -> str:
+    """A workdir with the name of the model for `{model}`, so that models have one each.
+
+    Args:
+        workdir: as it is configured.
+        checkpoint: of the model; None where baselines are measured alone.
+    """
+    _, _, path = (checkpoint or "baselines").rpartition(":")
+    return workdir.replace("{model}", Path(path).absolute().name)
 
 
 def run() -> None:

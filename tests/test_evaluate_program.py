@@ -141,7 +141,7 @@ def rows_after_judging(folder, run, monkeypatch):
 def test_a_judge_that_refuses_is_one_line(tmp_path, run, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     kept = {"question": "q3", "answer": "a mill"}
-    Results(tmp_path).add("animals", 7, "msa answers", {"f1": [0.0]}, [kept])
+    Results(tmp_path, {}).add("animals", 7, "msa answers", {"f1": [0.0]}, [kept])
     endpoint = Endpoint(lambda body, number: (401, b"no", {}))
     judge = {"url": endpoint.url, "model": "judge"}
     code, _, err = run(systems=(), judge=judge, workdir=str(tmp_path))
@@ -157,7 +157,7 @@ def test_another_corpus_in_the_same_place_is_an_error(folder, run):
     assert run(systems=("chance",))[0] == 0
     values = small_suite.suite_values(folder)["corpus"]
     code, _, err = run(systems=("chance",), corpus=values | {"seed": 1})
-    assert code == 2 and err.splitlines()[-1].startswith("error: ") and "another seed" in err
+    assert code == 2 and err.splitlines()[-1].startswith("error: ") and "another corpus.seed" in err
 
 
 @pytest.mark.parametrize(

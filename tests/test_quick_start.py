@@ -103,7 +103,6 @@ def place(tmp_path_factory):
     (place / "configs").symlink_to(ROOT / "configs")
     write_bank_page(place / "docs")
     shutil.copy(ROOT / "docs" / "performance.md", place / "docs")
-    shutil.copy(ROOT / "docs" / "query_cost.jsonl", place / "docs")
     (place / "essays").mkdir()
     (place / "essays" / "essay.txt").write_text("It is a long way to the lighthouse. " * 200)
     small_files(place, "")
@@ -126,7 +125,7 @@ def test_the_quick_start(readme, place):
     assert "2 documents added" in encoded
     assert re.findall(r"^ +-?[\d.]+  \[\d+\] (bank|performance)", asked, re.MULTILINE)
     assert " bm25 " in measured and " msa " in measured
-    assert (place / "runs" / "files" / "recall.png").is_file()
+    assert (place / "runs" / "files" / "tiny" / "recall.png").is_file()
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """Recall against memory size on documents and questions of your own, beside BM25 and chance.
 
     python -m msa_jax.evaluate --config=configs/eval/files.py:DOCUMENTS,QUESTIONS \\
-        --config.checkpoint=runs/mine --config.workdir=runs/mine_measured
+        --config.checkpoint=runs/mine
+
+writes into runs/files/mine; another `--config.workdir` may have the model's name in it, too, as
+{model}.
 
 DOCUMENTS and QUESTIONS are JSON Lines files (docs/data.md); without them, those that the run of
 `configs/tiny.py` held out. The documents must fill the largest memory. BM25 needs
@@ -22,10 +25,10 @@ def get_config(files: str = HELD_OUT) -> ConfigDict:
     """Returns the suite on two files, with a comma between their names."""
     documents, _, questions = files.partition(",")
     c = ConfigDict()
-    c.workdir = "runs/files"
+    c.workdir = "runs/files/{model}"
     c.checkpoint = config_dict.placeholder(str)
     c.tokenizer = config_dict.placeholder(str)
-    c.template = "plain"
+    c.template = config_dict.placeholder(str)
     c.corpus = {"documents": (documents,), "max_document_tokens": 256}
     # Any document may fill up any memory.
     pools = {pool_of(document, documents) for document in read_documents(documents)}

@@ -37,10 +37,10 @@ def get_config(folder: str = "data") -> ConfigDict:
     """Returns the suite on the files of a folder."""
     files = ("single_hop", "multi_hop", "wiki_passages", "wiki_tables", "books-0", "books-1")
     c = ConfigDict()
-    c.workdir = "runs/real_text"
+    c.workdir = "runs/real_text/{model}"
     c.checkpoint = config_dict.placeholder(str)
     c.tokenizer = config_dict.placeholder(str)
-    c.template = "plain"
+    c.template = config_dict.placeholder(str)
     c.dtype = config_dict.placeholder(str)
     c.corpus = {
         "documents": tuple(str(Path(folder, f"{name}.documents.jsonl.xz")) for name in files),

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     """Returns all subtasks at four sizes."""
     c = ConfigDict()
     c.benchmark = "ruler"
-    c.workdir = "runs/ruler"
+    c.workdir = "runs/ruler/{model}"
     c.checkpoint = config_dict.placeholder(str)
     c.essays = config_dict.placeholder(str)
     c.subtasks = (
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     c.num_samples = 100
     c.max_document_tokens = 256
     c.tokenizer = config_dict.placeholder(str)
-    c.template = "plain"
+    c.template = config_dict.placeholder(str)
     c.dtype = config_dict.placeholder(str)
     # In bfloat16, a memory takes twice the room.
     c.key_dtype = "int8"

@@ -1,15 +1,14 @@
 """The documents of an evaluation as parts: cut, named and counted once, and kept for other runs.
 
 A part is a document, or a piece of a long one, and is what memories hold and rankings list. What
-is kept is enough for every system that is measured, so that files and tokenizer are needed once:
-tokens as memory holds them, from which the text comes back.
+is kept is enough for every system that is measured: tokens as memory holds them, from which the
+text comes back. It belongs to the content of the files, wherever they lie, and to the tokenizer.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import io
 import json
 import lzma
@@ -26,12 +25,14 @@ from msa_jax.data.records import Document, RecordError, read_documents
 from msa_jax.data.templates import PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.ingest import PartWriter
+from msa_jax.evaluation.conditions import Provenance, digest_files, text_conditions
 from msa_jax.typing import Int
 
 T = TypeVar("T")
 
+_KEY = "corpus"
 _COLUMNS = ("stops", "before", "after", "ids", "document", "pool")
-_FACTS, _TABLE, _TOKENS = "facts.json", "parts.xz", "tokens-{:02d}.xz"
+_TABLE, _TOKENS = "parts.xz", "tokens-{:02d}.xz"
 # Tokens of one file: small files can be moved one by one, and read and written side by side.
 _SHARD_TOKENS = 1 << 24
 _SLICE_DOCUMENTS = 4096
@@ -137,40 +138,27 @@ def load_corpus(config: CorpusConfig, builder: PromptBuilder, folder: str | Path
         RecordError: for a bad record.
     """
     folder = Path(folder)
-    facts = _facts(config, builder)
-    if (folder / _FACTS).is_file():
-        _check_facts(folder, facts)
+    own = {_KEY: corpus_conditions(config, builder)}
+    provenance = Provenance(folder, own, "documents")
+    if _KEY in provenance.by_key:
         return _read(folder)
     corpus = _build(config, builder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(corpus, folder)
-    (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    provenance.keep(_KEY)
     return corpus
 
 
-def _facts(config: CorpusConfig, builder: PromptBuilder) -> dict[str, Any]:
-    """All that a corpus depends on; of files the names, since they may lie elsewhere."""
-    specification = json.dumps(json.loads(builder.tokenizer.specification), sort_keys=True)
-    config = dataclasses.replace(config, documents=tuple(Path(x).name for x in config.documents))
-    return json.loads(
-        json.dumps(
-            {
-                **dataclasses.asdict(config),
-                "template": dataclasses.asdict(builder.template),
-                "tokenizer": hashlib.blake2b(specification.encode(), digest_size=16).hexdigest(),
-            }
-        )
-    )
+def corpus_conditions(config: CorpusConfig, builder: PromptBuilder) -> dict[str, Any]:
+    """All that a corpus depends on; of files the content, and the pools that their names are.
 
-
-def _check_facts(folder: Path, facts: dict[str, Any]) -> None:
-    kept = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    other = [name for name in facts if kept.get(name) != facts[name]]
-    if other:
-        raise ConfigError(
-            f"{folder} holds a corpus with another {', '.join(other)}; remove it or name another "
-            "workdir."
-        )
+    Raises:
+        ConfigError: if a file is not there.
+    """
+    settings = dataclasses.asdict(config)
+    settings["documents"] = [[_file_pool(x), digest_files(x)] for x in config.documents]
+    settings = {f"corpus.{name}": value for name, value in settings.items()}
+    return text_conditions(builder) | settings
 
 
 class Kept(NamedTuple):
@@ -183,7 +171,11 @@ class Kept(NamedTuple):
 
 def pool_of(document: Document, path: str) -> str:
     """The pool of a document of this file (`CorpusConfig`)."""
-    return document.metadata.get("source", Path(path).name.partition(".")[0])
+    return document.metadata.get("source", _file_pool(path))
+
+
+def _file_pool(path: str) -> str:
+    return Path(path).name.partition(".")[0]
 
 
 def _distinct(config: CorpusConfig) -> tuple[list[Kept], dict[str, int]]:
@@ -281,6 +273,8 @@ def _drawn(
 
 
 def _write(corpus: Corpus, folder: Path) -> None:
+    for left in folder.glob(_TOKENS.replace("{:02d}", "*")):
+        left.unlink()  # Of a run that was cut, or of another corpus.
     columns = {name: getattr(corpus, name) for name in _COLUMNS}
     names = json.dumps([corpus.titles, corpus.pools, corpus.document_of]).encode()
     buffer = io.BytesIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,14 @@ def write_curves(suite: Suite, command: Sequence[str]) -> str:
     # A list, since systems may have been measured one after the other, on different machines.
     facts = folder / "facts.json"
     runs = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else []
-    run = facts_of(suite.corpus, suite.sets, suite.seconds, suite.config.interleave, command)
+    run = facts_of(
+        suite.corpus,
+        suite.sets,
+        suite.seconds,
+        suite.config.interleave,
+        suite.conditions,
+        shlex.join(command),
+    )
     _write_json(facts, [*runs, run])
     _write_json(folder / "results.json", [row._asdict() for row in results.rows])
     metrics = {row.metric for row in results.rows}

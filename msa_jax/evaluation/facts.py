@@ -1,19 +1,28 @@
-"""With what a suite was measured, and how long it took."""
+"""With what something was measured, and how long it took."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import platform
+import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from msa_jax.engine.interleave import InterleaveConfig
+from msa_jax.evaluation.conditions import Conditions, digest_json
 from msa_jax.evaluation.corpus import Corpus
 from msa_jax.evaluation.memories import Memories
+
+_PACKAGES = ("msa_jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "bm25s")
+_CHECKOUT = Path(__file__).parents[2]
+# Names the commit where the sources were copied without their history.
+COMMIT_VARIABLE = "MSA_JAX_COMMIT"
 
 
 class Stopwatch:
@@ -30,12 +39,54 @@ class Stopwatch:
         self._seconds[self._stage] = round(self._seconds.get(self._stage, 0.0) + passed, 1)
 
 
+def environment(command: str) -> dict[str, Any]:
+    """What a figure comes from: the command, the code, the machine and the versions.
+
+    Args:
+        command: that started it.
+    """
+    return {
+        "command": command,
+        "commit": commit(),
+        "device": jax.devices()[0].device_kind,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+    }
+
+
+def commit() -> str | None:
+    """Of the checkout that runs, with "+" if its code was changed since; None if nobody knows."""
+    given = os.environ.get(COMMIT_VARIABLE)
+    if given or not (_CHECKOUT / ".git").exists():
+        return given
+    code = [x for x in ("msa_jax", "benchmarks", "configs") if (_CHECKOUT / x).is_dir()]
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--", *code) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    call = ["git", "-C", str(_CHECKOUT), *arguments]
+    return subprocess.run(call, capture_output=True, check=True, text=True).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def facts_of(
     corpus: Corpus,
     sets: Mapping[str, Memories],
     seconds: Mapping[str, float],
     interleave: InterleaveConfig,
-    command: Sequence[str],
+    conditions: Mapping[str, Conditions],
+    command: str,
 ) -> dict[str, Any]:
     """What to know of a run besides its results.
 
@@ -44,23 +95,13 @@ def facts_of(
         sets: memories by the name of the set.
         seconds: that each stage took.
         interleave: how much was read before an answer.
+        conditions: of what was measured.
         command: that started it.
     """
-    device, stats = jax.devices()[0], jax.devices()[0].memory_stats() or {}
-    packages = ("msa_jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "bm25s")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "command": " ".join(command),
-        "device": device.device_kind,
+    stats = jax.devices()[0].memory_stats() or {}
+    return environment(command) | {
+        "conditions": digest_json(conditions),
         "peak_device_bytes": stats.get("peak_bytes_in_use"),
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "python": platform.python_version(),
-        "versions": versions,
         "corpus": {
             "parts": len(corpus),
             "tokens": int(corpus.stops[-1]),

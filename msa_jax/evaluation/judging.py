@@ -44,4 +44,4 @@ def grade_answers(config: JudgeConfig, sets: Mapping[str, Memories], results: Re
         kept = [
             {"question": one.id, GRADE: grade} for one, grade in zip(asked, grades, strict=True)
         ]
-        results.add(set_name, memory_tokens, system, {GRADE: given}, kept)
+        results.add(set_name, memory_tokens, system, {GRADE: given}, kept, by=GRADE)

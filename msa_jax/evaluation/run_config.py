@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
+from typing import Any, Self
 
-from msa_jax.config import ConfigError, nested
-from msa_jax.data.templates import TEMPLATES
+from msa_jax.config import ConfigError, MemoryConfig, nested
+from msa_jax.data.templates import TEMPLATES, PromptBuilder
+from msa_jax.data.text_format import load_text_format
+from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.encode import Encoder, bank_layout
 from msa_jax.engine.interleave import InterleaveConfig
-from msa_jax.engine.loading import LoadedModel, load_model
+from msa_jax.engine.loading import LoadedModel, describe_model, load_model
 from msa_jax.typing import PyTree
 
 
@@ -21,7 +23,7 @@ class RunConfig:
         workdir: where results go.
         checkpoint: the model (`load_model`).
         tokenizer: name or path; the checkpoint's own by default.
-        template: name in `TEMPLATES`.
+        template: name in `TEMPLATES`; the model's own by default.
         dtype: compute type; the checkpoint's by default.
         memory_tokens: sizes of memory, ascending.
         key_dtype: of routing keys; the compute type by default.
@@ -36,7 +38,7 @@ class RunConfig:
     workdir: str
     checkpoint: str | None = None
     tokenizer: str | None = None
-    template: str = "plain"
+    template: str | None = None
     dtype: str | None = None
     memory_tokens: tuple[int, ...] = (16_384, 131_072, 1_048_576)
     key_dtype: str | None = None
@@ -49,7 +51,7 @@ class RunConfig:
     def __post_init__(self):
         if list(self.memory_tokens) != sorted(set(self.memory_tokens)) or not self.memory_tokens:
             raise ConfigError(f"memory_tokens must ascend, not {self.memory_tokens}.")
-        if self.template not in TEMPLATES:
+        if self.template not in (None, *TEMPLATES):
             raise ConfigError(f"template must be one of {', '.join(TEMPLATES)}.")
 
     def load(self) -> LoadedModel:
@@ -61,6 +63,19 @@ class RunConfig:
         if self.checkpoint is None:
             raise ConfigError("checkpoint is missing; name the model to measure.")
         return load_model(self.checkpoint, self.tokenizer, self.template, dtype=self.dtype)
+
+    def builder(self) -> PromptBuilder:
+        """What writes text where no system needs the model: the model's own, if it is named.
+
+        Raises:
+            ConfigError: if neither the model nor its tokenizer is named, or not there.
+        """
+        if self.tokenizer is None and self.checkpoint is not None:
+            return describe_model(self.checkpoint, template=self.template).builder
+        if self.tokenizer is None:
+            raise ConfigError("tokenizer is missing; name that of the model, or a checkpoint.")
+        template = self.template or load_text_format(self.tokenizer).template or "plain"
+        return PromptBuilder(TEMPLATES[template], Tokenizer.load(self.tokenizer), MemoryConfig())
 
     def suit(self, loaded: LoadedModel) -> Self:
         """The configuration, with what comes with the model where nothing else is asked for."""
@@ -76,3 +91,14 @@ class RunConfig:
         """
         layout = bank_layout(loaded.config, max_document_tokens, self.key_dtype, self.content_dtype)
         return Encoder(loaded.model, params, layout, batch_tokens=self.encode_batch_tokens)
+
+
+def memory_conditions(config: RunConfig, loaded: LoadedModel) -> dict[str, Any]:
+    """What the search of a memory depends on besides the model and the documents."""
+    names = ("key_dtype", "content_dtype")
+    return {name: getattr(config, name) or loaded.config.dtype for name in names}
+
+
+def interleave_conditions(config: InterleaveConfig) -> dict[str, Any]:
+    """What is read before an answer."""
+    return {f"interleave.{name}": value for name, value in dataclasses.asdict(config).items()}

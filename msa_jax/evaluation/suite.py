@@ -15,9 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from msa_jax.config import ConfigError, MemoryConfig
-from msa_jax.data.templates import TEMPLATES, PromptBuilder
-from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.data.records import Question
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.loading import LoadedModel
 from msa_jax.engine.ranking import rank_documents
@@ -37,6 +35,7 @@ from msa_jax.evaluation.retrieval import (
     ranking_measures,
 )
 from msa_jax.evaluation.router_report import report_routers
+from msa_jax.evaluation.suite_conditions import suite_conditions
 from msa_jax.evaluation.suite_config import (
     ANSWERING,
     ANSWERS,
@@ -62,6 +61,7 @@ class Suite:
 
     Attributes:
         config: what is measured, and what comes with the model where nothing else was asked for.
+        conditions: of what it may measure (`suite_conditions`).
         results: so far.
         seconds: that each stage took.
     """
@@ -75,14 +75,17 @@ class Suite:
                 self.loaded = config.load()
             config = config.suit(self.loaded)
         self.config = config
-        self.builder = self.loaded.builder if self.loaded else _builder(config)
+        self.builder = self.loaded.builder if self.loaded else config.builder()
+        questions = {name: select_questions(one, config.seed) for name, one in config.sets.items()}
+        counts = {name: len(own) for name, own in questions.items()}
+        self.conditions = suite_conditions(config, self.builder, self.loaded, counts)
+        self.results = Results(Path(config.workdir), self.conditions)
         with self._timed("corpus"):
             self.corpus: Corpus = load_corpus(
                 config.corpus, self.builder, Path(config.workdir) / "corpus"
             )
         with self._timed("memories"):
-            self.sets = {name: self._draw(one) for name, one in config.sets.items()}
-        self.results = Results(Path(config.workdir))
+            self.sets = {name: self._draw(config.sets[name], questions[name]) for name in questions}
         self.answering = Answering(config, self.sets, self.results)
 
     def run(self) -> None:
@@ -110,12 +113,11 @@ class Suite:
         """The model."""
         return Generator(self.loaded.model, self.params)
 
-    def _draw(self, one: SetConfig) -> Memories:
+    def _draw(self, one: SetConfig, questions: Sequence[Question]) -> Memories:
         others = [
             tuple(pool for pool in tier if pool not in one.pools)
             for tier in self.config.distractors
         ]
-        questions = select_questions(one, self.config.seed)
         tiers = [one.pools, *others]
         return Memories(self.corpus, questions, tiers, self.config.memory_tokens, self.config.seed)
 
@@ -277,14 +279,6 @@ class Suite:
 
     def _timed(self, stage: str):
         return Stopwatch(self.seconds, stage)
-
-
-def _builder(config: SuiteConfig) -> PromptBuilder:
-    if config.tokenizer is None:
-        raise ConfigError("tokenizer is missing; name that of the model, or a checkpoint.")
-    return PromptBuilder(
-        TEMPLATES[config.template], Tokenizer.load(config.tokenizer), MemoryConfig()
-    )
 
 
 def _show(bar: tqdm) -> Callable[[int, int], None]:

@@ -49,8 +49,13 @@ def test_it_prints_a_line_for_the_model_and_one_for_each_memory(monkeypatch, cap
         for name in ("prefill_ms", "weights_ms", "add_ms", "retrieve_ms"):
             assert line[name] > 0, name
         assert np.isfinite(line["share_of_weight_bandwidth"])
+    device = jax.devices()[0].device_kind
     for line in (encoding, *queries):
-        assert line["device"] == jax.devices()[0].device_kind and line["jax"] == jax.__version__
+        assert line["device"] == device and line["versions"]["jax"] == jax.__version__
+        assert line["command"] == "python -m benchmarks.engine_bench"
+    names = ["encoding", "16,384/bfloat16-bfloat16", "32,768/int8-int8"]
+    found = [line["record"] for line in (encoding, *queries)]
+    assert found == [f"{device}/engine/small/{name}" for name in names]
 
 
 def test_cases_of_other_models_are_left_out(monkeypatch, capsys):

@@ -1,25 +1,22 @@
-"""`benchmarks/plot_routing.py` on the page that it reads and on tables that lack something."""
-
-from pathlib import Path
+"""`benchmarks/plot_routing.py` on the records that the page quotes, and on some that lack one."""
 
 import pytest
 
-from benchmarks.plot_routing import plot_routing, read_bars
+from benchmarks.plot_routing import bars_of, plot_routing
+from benchmarks.records import read_records
 
-PAGE = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+DEVICE = "NVIDIA_H100_80GB_HBM3"
 
 
-def test_bars_are_the_figures_of_the_page(tmp_path):
-    bars = list(read_bars(PAGE).values())
-    upstream, fused, ours, limit, ours_8, limit_8 = bars
+def test_bars_are_the_figures_of_the_records(tmp_path):
+    bars = bars_of(read_records(), DEVICE)
+    upstream, fused, ours, limit, ours_8, limit_8 = bars.values()
     assert limit < ours < fused < upstream and limit_8 < ours_8 < ours
-    assert f"{upstream} ({upstream / ours:.0f} times)" in PAGE
-    plot_routing(read_bars(PAGE), tmp_path / "plot.png")
+    plot_routing(bars, DEVICE, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_first_table_with_a_cell_counts():
-    later = "\n\n| memory | ms |\n| --- | --- |\n| 64 query tokens, bfloat16 | 99 |\n"
-    assert read_bars(PAGE + later) == read_bars(PAGE)
-    with pytest.raises(KeyError, match="int8"):
-        read_bars(PAGE.replace("int8 with", "int4 with"))
+def test_what_was_not_measured_is_named():
+    records = {name: x for name, x in read_records().items() if "/int8/" not in name}
+    with pytest.raises(KeyError, match="routing/100M/1x64/int8/8x128"):
+        bars_of(records, DEVICE)

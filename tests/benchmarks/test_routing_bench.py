@@ -36,7 +36,8 @@ def test_it_prints_a_line_per_case(capsys):
     for line in (plain, coded):
         assert not [name for name in line if name.endswith("_error")]
         assert line["served_by"] == "xla" and line["same_ids_as_xla"] == 1.0
-        assert line["device"] == jax.devices()[0].device_kind and line["jax"] == jax.__version__
+        assert line["device"] == jax.devices()[0].device_kind
+        assert line["command"].startswith("python -m benchmarks.routing_bench --memory-tokens=4096")
         assert line["ms"] > 0 and line["xla_ms"] > 0 and line["temporary_bytes"] > 0
         assert line["times_reduction"] == pytest.approx(line["ms"] / line["reduction_ms"], rel=1e-2)
         assert line["gb_per_s"] == pytest.approx(line["key_bytes"] / line["ms"] / 1e6, rel=1e-2)

@@ -42,7 +42,7 @@ def kept(*answers):
 
 
 def test_answers_are_graded_once_and_rankings_never(tmp_path, endpoint):
-    results = Results(tmp_path)
+    results = Results(tmp_path, {})
     results.add("places", 16, "bm25", {"recall@1": [1]}, [{"question": "a", "ranking": [1]}])
     answers = kept("in Paris", "in Rome", "in Rome")
     results.add("places", 16, "msa answers", {"f1": [1, 0]}, answers)
@@ -58,19 +58,19 @@ def test_answers_are_graded_once_and_rankings_never(tmp_path, endpoint):
     sent = [asked(body) for body in endpoint.requests]
     assert {x["question"] for x in sent} == {x.question for x in QUESTIONS[:2]}
     assert len(sent) == 5
-    grade_answers(config, SETS, Results(tmp_path))
+    grade_answers(config, SETS, Results(tmp_path, {}))
     assert len(endpoint.requests) == 5, "what is graded is not asked again"
     assert '"question": "b", "judge": null' in (tmp_path / "predictions.jsonl").read_text()
 
 
 def test_a_judge_without_grades_is_an_error_and_leaves_nothing(tmp_path, endpoint):
-    results = Results(tmp_path)
+    results = Results(tmp_path, {})
     results.add("places", 16, "msa answers", {"f1": [0]}, kept("no idea"))
     before = (tmp_path / "predictions.jsonl").read_bytes()
     with pytest.raises(JudgeError, match="no answer of msa answers on places with a grade"):
         grade_answers(JudgeConfig(endpoint.url, "judge"), SETS, results)
     assert (tmp_path / "predictions.jsonl").read_bytes() == before
-    assert len(Results(tmp_path).rows) == 1
+    assert len(Results(tmp_path, {}).rows) == 1
 
 
 def test_a_section_without_a_url_is_no_judge(tmp_path):

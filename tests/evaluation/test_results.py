@@ -10,7 +10,7 @@ from msa_jax.evaluation.results import Results
 
 @pytest.fixture
 def results(tmp_path):
-    results = Results(tmp_path)
+    results = Results(tmp_path, {})
     results.add("squad", 16_000, "bm25", {"recall@1": [1, 0, 1, 1], "mrr@16": [1, 0.5, 1, 1]})
     kept = [{"question": "a", "answer": "yes"}, {"question": "b", "answer": "no"}]
     results.add("squad", 16_000, "msa answers", {"f1": [1, 0], "documents read": [2, 4]}, kept)
@@ -22,12 +22,12 @@ def test_they_come_back_and_a_line_that_was_cut_does_not(results, tmp_path):
     for name in ("results.csv", "predictions.jsonl"):
         with open(tmp_path / name, "a", encoding="utf-8") as file:
             file.write('{"set": "squad", "memory_tok')
-    again = Results(tmp_path)
+    again = Results(tmp_path, {})
     assert again.rows == results.rows
     assert again.answers() == {("squad", 16_000, "msa answers"): {"a": "yes", "b": "no"}}
     again.add("squad", 64_000, "msa answers", {"f1": [1]}, [{"question": "a", "answer": "now"}])
-    assert Results(tmp_path).rows == again.rows
-    assert Results(tmp_path).answers()["squad", 64_000, "msa answers"] == {"a": "now"}
+    assert Results(tmp_path, {}).rows == again.rows
+    assert Results(tmp_path, {}).answers()["squad", 64_000, "msa answers"] == {"a": "now"}
 
 
 def test_answers_of_what_was_not_finished_are_none(results, tmp_path):
@@ -35,7 +35,7 @@ def test_answers_of_what_was_not_finished_are_none(results, tmp_path):
         file.write(
             '{"set": "nq", "memory_tokens": 0, "system": "x", "question": "a", "answer": ""}\n'
         )
-    assert list(Results(tmp_path).answers()) == [("squad", 16_000, "msa answers")]
+    assert list(Results(tmp_path, {}).answers()) == [("squad", 16_000, "msa answers")]
 
 
 def test_rankings_and_answers_are_tables_of_their_own(results):

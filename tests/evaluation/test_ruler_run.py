@@ -164,27 +164,36 @@ def test_memories_are_those_of_the_task(folder, monkeypatch):
     assert sorted(whole) == [1200] * 6 + [2400] * 6
 
 
-def test_another_run_in_the_same_place_is_an_error(folder, monkeypatch):
-    values = values_of(folder, workdir=str(folder / "other"))
-    RulerRun(ruler_config(values))
-    RulerRun(ruler_config(values | {"memory_tokens": (500,), "subtasks": ("niah_single_1",)}))
-    with pytest.raises(ConfigError, match="holds results with another num_samples, seed; name"):
+def test_another_run_in_the_same_place_is_an_error(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(qa, "Reader", Oracle)
+    values = values_of(folder, workdir=str(tmp_path), memory_tokens=(1200,))
+    values["subtasks"] = ("niah_multikey_1",)
+    RulerRun(ruler_config(values)).run()
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 42
+    moved = shutil.copytree(folder / "essays", tmp_path / "moved")
+    same = values | {"memory_tokens": (500,), "essays": str(moved), "batch_size": 3}
+    RulerRun(ruler_config(same | {"subtasks": ("niah_single_1", "niah_multikey_1")}))
+    with pytest.raises(ConfigError, match="holds results of another num_samples and seed; name"):
         RulerRun(ruler_config(values | {"seed": 1, "num_samples": 4}))
+    (moved / "one.txt").write_text("Another essay. " * 100, encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds results of another essays; name"):
+        RulerRun(ruler_config(same))
+    # What hides no needles in essays does not depend on them.
+    RulerRun(ruler_config(same | {"subtasks": ("niah_single_1",)}))
 
 
-def test_what_comes_with_the_model_is_written_down_too(folder, tmp_path):
+def test_what_comes_with_the_model_counts(folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(folder / "model", model)
     save_text_format(model, Tokenizer.load("docs-4k"), "plain", 48, Naming(0.02))
 
-    def written(name, **reading):
-        values = values_of(folder, checkpoint=str(model), workdir=str(tmp_path / name))
+    def used(**reading):
+        values = values_of(folder, checkpoint=str(model), workdir=str(tmp_path / "results"))
         values["interleave"] = values["interleave"] | reading
-        RulerRun(ruler_config(values))
-        return json.loads((tmp_path / name / "config.json").read_text())["interleave"]
+        return RulerRun(ruler_config(values)).config.interleave
 
-    assert written("own", router_temperature=None)["router_temperature"] == 0.02
-    assert written("given", router_temperature=0.5)["router_temperature"] == 0.5
+    assert used(router_temperature=None).router_temperature == 0.02
+    assert used(router_temperature=0.5).router_temperature == 0.5
 
 
 def test_a_table_has_a_column_for_each_size_and_a_mean_of_what_was_measured():

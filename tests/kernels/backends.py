@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from functools import cache, partial
+from typing import Any
 from unittest import mock
 
 import jax
@@ -26,6 +27,11 @@ def examples(implementation: str, count: int) -> settings:
     count = max(count // 8, 2) if interpreted(implementation) else count
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=count, deadline=None, suppress_health_check=checks)
+
+
+def on_cpu(tree: Any) -> Any:
+    """Arrays where the reference computes: in float32 as it is, and quickly compiled."""
+    return jax.device_put(tree, jax.devices("cpu")[0])
 
 
 @contextlib.contextmanager

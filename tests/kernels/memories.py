@@ -108,4 +108,18 @@ def real_numbers(
     keys = jnp.asarray(rng.standard_normal((num_chunks, shape[-1])), jnp.float32)
     if dtype not in EIGHT_BITS:
         return queries, RoutingKeys(keys.astype(dtype))
-    return queries, quantize_keys(keys, dtype, keep_exact=rescored)
+    return _plainly_rounded(queries, dtype), quantize_keys(keys, dtype, keep_exact=rescored)
+
+
+def _plainly_rounded(queries: np.ndarray, dtype: str) -> np.ndarray:
+    """Queries of which no number lies so near the middle of two that devices may differ.
+
+    A GPU's quotients are not correctly rounded. The largest number of every token is the same,
+    so that the scale of a query does not depend on what is masked.
+    """
+    largest = 4.0
+    exact = np.clip(queries, -largest, largest) * (EIGHT_BITS[dtype] / largest)
+    exact[..., 0] = EIGHT_BITS[dtype]
+    rounded = np.rint(exact) if dtype == "int8" else exact
+    rounded = np.asarray(jnp.asarray(rounded, dtype).astype(jnp.float32))
+    return (rounded + 0.8 * (exact - rounded)) * np.float32(largest / EIGHT_BITS[dtype])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from msa_jax.kernels.routing import pallas_gpu, xla
+from tests.kernels.backends import interpreted, require
 
 CHUNKS = 1_562_504  # 100M tokens
 BLOCK_BYTES = 227 * 1024
@@ -75,15 +76,15 @@ def test_many_keys_of_an_odd_number_are_left_to_others(monkeypatch):
         jax.eval_shape(pallas_gpu.chunk_scores, queries, keys)
 
 
-@pytest.mark.skipif(
-    not hasattr(plgpu, "InterpretGPUParams"), reason="this JAX cannot interpret GPU kernels"
-)
 def test_a_batch_of_memories():
     """Under `vmap` memories are searched one by one."""
+    require("pallas_gpu", "bfloat16")
     rng = np.random.default_rng(0)
     queries = jnp.asarray(rng.integers(-2, 3, (3, 2, 5, 64)), "bfloat16")
     keys = jnp.asarray(rng.integers(-2, 3, (3, 140, 64)), "bfloat16")
-    kernel = partial(pallas_gpu.chunk_scores, interpret=plgpu.InterpretGPUParams())
+    kernel = pallas_gpu.chunk_scores
+    if interpreted("pallas_gpu"):
+        kernel = partial(kernel, interpret=plgpu.InterpretGPUParams())
     np.testing.assert_array_equal(
         jax.vmap(kernel)(queries, keys), jax.vmap(xla.chunk_scores)(queries, keys)
     )

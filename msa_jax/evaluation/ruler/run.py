@@ -18,19 +18,26 @@ from tqdm import tqdm
 from msa_jax.config import ConfigError, from_mapping
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.generate import Generator
+from msa_jax.engine.loading import LoadedModel
 from msa_jax.evaluation import qa
-from msa_jax.evaluation.results import Results, columns
+from msa_jax.evaluation.conditions import (
+    Conditions,
+    digest_files,
+    model_conditions,
+    text_conditions,
+)
+from msa_jax.evaluation.results import Results, columns, key_of
 from msa_jax.evaluation.ruler import scoring
 from msa_jax.evaluation.ruler.benchmark import Ruler, Task
 from msa_jax.evaluation.ruler.memories import RulerMemory, Samples, gather
 from msa_jax.evaluation.ruler.report import SCORE, write_report
-from msa_jax.evaluation.ruler.tasks import ANSWER_TOKENS, SUBTASKS
-from msa_jax.evaluation.run_config import RunConfig
+from msa_jax.evaluation.ruler.tasks import ANSWER_TOKENS, ESSAY, SUBTASKS
+from msa_jax.evaluation.run_config import (
+    RunConfig,
+    interleave_conditions,
+    memory_conditions,
+)
 from msa_jax.evaluation.suite_config import ANSWERS
-
-_CONFIG = "config.json"
-# What a run may change without being another one.
-_FREE = ("workdir", "subtasks", "memory_tokens", "batch_size", "encode_batch_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +92,7 @@ class RulerRun:
             config.seed,
             config.essays,
         )
-        self.results = Results(Path(config.workdir))
-        _keep_config(config)
+        self.results = Results(Path(config.workdir), _conditions(config, self._loaded))
 
     def run(self) -> str:
         """Measures what is not measured yet; writes all scores, and returns them as a table."""
@@ -100,6 +106,8 @@ class RulerRun:
                 group = [name for name in names if SUBTASKS[name].haystack_name == haystack]
                 tasks = [self._ruler.task(name, size) for name in group]
                 self._measure(tasks, encoder, generator)
+        settings = json.dumps(dataclasses.asdict(config), indent=2)
+        Path(config.workdir, "config.json").write_text(settings + "\n", encoding="utf-8")
         return write_report(self.results, Path(config.workdir))
 
     def _measure(self, tasks: Sequence[Task], encoder: Encoder, generator: Generator) -> None:
@@ -146,17 +154,17 @@ def ruler_config(values: Mapping[str, Any]) -> RulerConfig:
     return from_mapping(RulerConfig, values)
 
 
-def _keep_config(config: RulerConfig) -> None:
-    """Writes down what a run depends on, or makes sure that it is what was written."""
-    values = dataclasses.asdict(config)
-    values = json.loads(json.dumps({x: values[x] for x in values if x not in _FREE}))
-    path = Path(config.workdir, _CONFIG)
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in values if kept.get(name) != values[name]]
-        if other:
-            raise ConfigError(
-                f"{config.workdir} holds results with another {', '.join(other)}; name another "
-                "workdir."
-            )
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def _conditions(config: RulerConfig, loaded: LoadedModel) -> dict[str, Conditions]:
+    """What the results of each subtask, controls included, belong to."""
+    shared = text_conditions(loaded.builder) | model_conditions(loaded)
+    shared |= memory_conditions(config, loaded) | interleave_conditions(config.interleave)
+    shared |= {x: getattr(config, x) for x in ("num_samples", "max_document_tokens", "seed")}
+    essays = {}
+    if config.essays is not None:
+        essays["essays"] = digest_files(config.essays)
+    conditions = {}
+    for name in config.subtasks:
+        own = shared | essays if SUBTASKS[name].haystack == ESSAY else shared
+        for system in (ANSWERS, *(f"{ANSWERS} {control}" for control in qa.CONTROLS)):
+            conditions[key_of(name, system)] = own
+    return conditions
