@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from msa_jax.config import nested
+from msa_jax.config import ConfigError, nested
 from msa_jax.engine.interleave import InterleaveConfig, Round
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.memory.store import Passage
@@ -21,8 +21,11 @@ class AskConfig:
             is that of the model (`LoadedModel.suit`).
         sampling: how names and the answer are drawn.
         filters: metadata that documents must have (`Store.select`); None for all documents.
-        abstain_below: no answer where no document scores at least this; None to answer always.
+        abstain_below: no answer where no document scores at least this (`Found.score`); None to
+            answer always.
         num_documents: how many documents an answer lists.
+        looks: documents that a second look is taken at in each round; 0 for none, and None for as
+            many as suit the device (`default_looks`). Without effect if the model has no look.
     """
 
     interleave: InterleaveConfig = nested(InterleaveConfig)
@@ -30,6 +33,12 @@ class AskConfig:
     filters: Mapping[str, Any] | None = None
     abstain_below: float | None = None
     num_documents: int = 5
+    looks: int | None = None
+
+    def __post_init__(self):
+        looks = self.looks
+        if looks is not None and (isinstance(looks, bool) or looks != int(looks) or looks < 0):
+            raise ConfigError(f"looks must be a whole number from 0 on or None, not {looks!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +48,9 @@ class Found:
     Attributes:
         id: of the part; what the model calls it.
         key: of the document.
-        score: mean over router layers (`rank_documents`), in the first round in which one listed
-            it; -inf if none did.
+        score: probability that it answers the question, where the model has one ranking of routers,
+            words and look (`Fusion`); otherwise the mean over router layers (`rank_documents`). Of
+            the first round that listed it; -inf if none did.
         text: of the part.
         was_read: whether its original was read before the answer.
     """

@@ -14,6 +14,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ from msa_jax.data.records import Document
 from msa_jax.engine.answers import Answer, AskConfig, Found, found
 from msa_jax.engine.attribution import Attribution, attribute
 from msa_jax.engine.encode import Encoder
+from msa_jax.engine.finding import Finder, default_looks
+from msa_jax.engine.fusion import Listing
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.ingest import Counts, Ingestor, create_bank, new_layout, part_text
 from msa_jax.engine.interleave import Conversation, Library, interleave
 from msa_jax.engine.loading import LoadedModel, fingerprint, load_model
+from msa_jax.engine.look import Look
 from msa_jax.engine.names import NameTable
 from msa_jax.engine.ranking import LISTED, rank_documents
 from msa_jax.memory.bank import Bank
@@ -81,6 +85,9 @@ class Engine:
         self._ingestor = Ingestor(self.loaded, Encoder(model, params, store.layout, mesh), store)
         self._compaction = BackgroundCompaction(store)
         self._names: NameTable | None = None
+        # The unstacked copy would be compiled layer by layer, for every length of a look.
+        self._look = _look(loaded, mesh)
+        self._background = ThreadPoolExecutor(1, "words")
 
     @classmethod
     def create(
@@ -166,6 +173,7 @@ class Engine:
     def close(self) -> None:
         """Closes the bank, after a compaction that may be under way."""
         self._compaction.wait()
+        self._background.shutdown()
         self.store.close()
 
     def __enter__(self) -> Engine:
@@ -206,12 +214,13 @@ class Engine:
             return []
         start = time.perf_counter()
         self.bank.refresh()
+        find = self._find(questions, config.filters, config.looks)
         library = self._library(config)
         seconds = {"refresh": time.perf_counter() - start}
         answers: dict[int, Answer] = {}
         if config.abstain_below is not None:
             start = time.perf_counter()
-            rankings = self._rank(library.memory, questions, config.num_documents)
+            rankings = self._rank(library.memory, questions, config.num_documents, find)
             seconds["retrieve"] = time.perf_counter() - start
             for i, ranking in enumerate(rankings):
                 if not ranking or ranking[0].score < config.abstain_below:
@@ -219,6 +228,10 @@ class Engine:
                         questions[i], "", True, tuple(ranking), (), "abstained", 0, seconds
                     )
         asked = [i for i in range(len(questions)) if i not in answers]
+        if find is not None:
+            library = dataclasses.replace(
+                library, find=lambda rows, routers: find([asked[row] for row in rows], routers)
+            )
         conversations = interleave(
             self.generator,
             self.loaded.builder,
@@ -244,7 +257,8 @@ class Engine:
             filters: as in `AskConfig`.
         """
         self.bank.refresh()
-        return self._rank(self._memory(filters), [question], num_documents)[0]
+        find = self._find([question], filters, looks=None)
+        return self._rank(self._memory(filters), [question], num_documents, find)[0]
 
     def attribute(self, answer: Answer, config: AskConfig = _AS_USUAL) -> Attribution:
         """Says which documents and chunks each token of an answer attends to.
@@ -317,29 +331,62 @@ class Engine:
                 raise
             return self._passages(np.array(ids)[is_live].tolist())
 
+    def _find(
+        self, questions: Sequence[str], filters: Mapping[str, Any] | None, looks: int | None
+    ) -> Callable[[Sequence[int], Sequence[Listing]], list[Listing]] | None:
+        """What makes one ranking for some of these questions, by index, of what routers list.
+
+        The search by words starts at once, beside the routers. None if the model has no such
+        ranking.
+        """
+        if self.loaded.fusion is None:
+            return None
+        allowed = None if filters is None else self.store.select(filters)
+        words = self._background.submit(self.store.words.search, questions, LISTED, allowed)
+        looks = default_looks() if looks is None else looks
+        finder = Finder(self.loaded.fusion, self._look, self._originals, looks)
+
+        def find(rows: Sequence[int], routers: Sequence[Listing]) -> list[Listing]:
+            found = words.result()
+            own = [Listing(*found[row]) for row in rows]
+            return finder.find([questions[row] for row in rows], routers, own)
+
+        return find
+
     def _rank(
-        self, memory: Memory, questions: Sequence[str], num_documents: int
+        self,
+        memory: Memory,
+        questions: Sequence[str],
+        num_documents: int,
+        find: Callable[[Sequence[int], Sequence[Listing]], list[Listing]] | None,
     ) -> list[list[Found]]:
         builder = self.loaded.builder
         prompts = [token_block(builder, builder.prompt(question)) for question in questions]
         listed = max(num_documents, LISTED)
         routing = self.generator.start(prompts, memory, room=1, search_docs=listed).routing
-        return [
-            self._found(routing.top_docs[:, row], routing.top_scores[:, row], num_documents)
-            for row in range(len(questions))
+        rows = range(len(questions))
+        listings = [
+            Listing(
+                *rank_documents(self.bank.ids(routing.top_docs[:, row]), routing.top_scores[:, row])
+            )
+            for row in rows
         ]
+        if find is not None:
+            listings = find(rows, listings)
+        return [self._listed(listing, num_documents) for listing in listings]
 
-    def _found(self, slots: np.ndarray, scores: np.ndarray, num_documents: int) -> list[Found]:
-        best, best_scores = rank_documents(self.bank.ids(slots), scores)
-        best, best_scores = best[:num_documents].tolist(), best_scores[:num_documents].tolist()
-        score_of = dict(zip(best, best_scores, strict=True))
+    def _listed(self, listing: Listing, num_documents: int) -> list[Found]:
+        best, scores = listing.ids[:num_documents].tolist(), listing.scores[:num_documents].tolist()
+        score_of = dict(zip(best, scores, strict=True))
         return [found(passage, score_of[passage.id]) for passage in self._passages(best)]
 
     def _answer(
         self, conversation: Conversation, config: AskConfig, seconds: Mapping[str, float]
     ) -> Answer:
         score_of: dict[int, float] = {}
-        for one in conversation.rounds:
+        # Mean scores of the round of the answer are on another scale than probabilities.
+        rounds = [one for one in conversation.rounds if one.found is not None]
+        for one in rounds or conversation.rounds:
             for part_id, score in zip(*one.ranking, strict=True):
                 score_of.setdefault(int(part_id), float(score))
         read = conversation.documents
@@ -358,3 +405,9 @@ class Engine:
             tokens=conversation.answer_tokens,
             seconds={**seconds, **conversation.seconds},
         )
+
+
+def _look(loaded: LoadedModel, mesh: Mesh | None) -> Look | None:
+    if loaded.look is None:
+        return None
+    return Look(loaded.model, loaded.params, loaded.look, loaded.builder, mesh)

@@ -23,8 +23,10 @@ from msa_jax.config import ConfigError
 from msa_jax.typing import Float, Int
 
 FILE = "ranking.json"
-# Documents of a list; a document that a list does not have counts as one behind its last.
+# Documents of a list that count; one that it does not have has the rank after its last.
 LISTED = 64
+# Of each list, the first documents are candidates.
+_CANDIDATES = 32
 # A score that competes with nothing.
 _NOTHING = -30.0
 
@@ -89,8 +91,9 @@ class Fusion:
     looked: Weights
 
     def candidates(self, routers: Listing, words: Listing) -> Listing:
-        """All documents of two lists with their probabilities, best first."""
-        ids = np.array(list(dict.fromkeys([*routers.ids.tolist(), *words.ids.tolist()])), np.int64)
+        """The best documents of two lists with their probabilities, best first."""
+        best = [*routers.ids[:_CANDIDATES].tolist(), *words.ids[:_CANDIDATES].tolist()]
+        ids = np.array(list(dict.fromkeys(best)), np.int64)
         scores = list_features(ids, routers, words) @ _factors(self.listed)
         return _ranked(ids, scores, self.listed)
 

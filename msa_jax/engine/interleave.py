@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +21,12 @@ from msa_jax.core.segments import TokenBlock
 from msa_jax.data.examples import Source, retrievals, token_block
 from msa_jax.data.templates import Piece, PromptBuilder
 from msa_jax.data.text_format import Naming
+from msa_jax.engine.conversation import Conversation, Library, Round
 from msa_jax.engine.generate import Generator, Session
 from msa_jax.engine.names import NameTable, Speller
-from msa_jax.engine.ranking import rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.engine.streaming import TextStream
 from msa_jax.modules.state import Memory
-from msa_jax.typing import Float, Int
 
 CONSTRAINTS = ("routed", "existing")
 # Cache slots that naming a document takes at most, when tokens are added a few at a time.
@@ -45,7 +43,9 @@ class InterleaveConfig:
         max_documents: originals in a conversation.
         max_original_tokens: of all originals together; the longest are cut until they fit.
         constrain: documents that may be named: "routed", those that some layer chose in this
-            round, or "existing", all; in both cases but for those that have been read.
+            round, or "existing", all; in both cases but for those that have been read. Where
+            routers, words and look make one ranking (`Library.find`), "routed" is the first of
+            that ranking alone, and the next two settings do not count.
         router_temperature: tau: what is named follows not the model's probabilities but their
             product with the routers', a softmax over the mean scores of those documents divided by
             tau. The lower, the more the routers decide. None leaves it to the model, unless the
@@ -80,72 +80,6 @@ class InterleaveConfig:
                 f"{' and '.join(known)} must be None with constrain={self.constrain!r}: documents "
                 "that no layer chose have no score."
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """One prefill of a conversation, and what was named after it.
-
-    Attributes:
-        slots: documents that each router layer chose, best first, as memory numbers them; -1
-            where there are fewer.
-        ids: their ids; -1 likewise.
-        scores: their scores; -inf likewise.
-        named: ids that the model named, in its order; none in the round of the answer.
-    """
-
-    slots: Int[np.ndarray, "L k"]
-    ids: Int[np.ndarray, "L k"]
-    scores: Float[np.ndarray, "L k"]
-    named: tuple[int, ...]
-
-    @functools.cached_property
-    def ranking(self) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Ids and scores of all documents that some layer chose, best first (`rank_documents`)."""
-        return rank_documents(self.ids, self.scores)
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversation:
-    """What came of a question.
-
-    Attributes:
-        question: as it was asked.
-        answer: without white space around it.
-        finished: "end" if the model ended the answer, "stop" if a stop text did, "length" if it
-            was cut.
-        documents: ids of the originals that the answer rests on, in the order they were read.
-        rounds: in order; the last is that of the answer.
-        answer_tokens: tokens of the answer, its end included.
-        seconds: by stage, "prefill", "naming", "originals" and "answer"; each stage is of all
-            questions in the batch at that time.
-    """
-
-    question: str
-    answer: str
-    finished: str
-    documents: tuple[int, ...]
-    rounds: tuple[Round, ...]
-    answer_tokens: int
-    seconds: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Library:
-    """The documents of a memory, as one moment has them.
-
-    Attributes:
-        memory: one group of encoded documents; None if there are none. A `doc_mask` has a row for
-            each question, or one for all.
-        ids_of: ids of these memory slots.
-        originals: text tokens of the documents with these ids.
-        names: documents that may be named, for `constrain="existing"`.
-    """
-
-    memory: Memory | None
-    ids_of: Callable[[Int[np.ndarray, " n"]], Int[np.ndarray, " n"]]
-    originals: Callable[[Sequence[int]], Sequence[np.ndarray]]
-    names: NameTable | None = None
 
 
 def interleave(
@@ -255,6 +189,7 @@ class _Loop:
         with _timed("prefill", asked):
             session = self._start(asked)
             routed = self._routed(session, len(asked))
+        routed = self._found(asked, routed)
         with _timed("naming", asked):
             named = self._name(session, asked, routed)
         for one, routing, ids in zip(asked, routed, named, strict=True):
@@ -298,6 +233,17 @@ class _Loop:
         ids[slots >= 0] = self.library.ids_of(slots[slots >= 0])
         return [Round(slots[:, row], ids[:, row], scores[:, row], ()) for row in range(count)]
 
+    def _found(self, asked: Sequence[_Asked], routed: Sequence[Round]) -> list[Round]:
+        """The rounds, with what is found for those that may name documents."""
+        rows = [row for row, one in enumerate(asked) if not one.closing]
+        if self.library.find is None or not rows:
+            return list(routed)
+        indexes, listings = zip(
+            *((asked[row].index, routed[row].routed) for row in rows), strict=True
+        )
+        found = dict(zip(rows, self.library.find(indexes, listings), strict=True))
+        return [dataclasses.replace(one, found=found.get(row)) for row, one in enumerate(routed)]
+
     def _name(
         self, session: Session, asked: Sequence[_Asked], routed: Sequence[Round]
     ) -> list[tuple[int, ...]]:
@@ -328,6 +274,10 @@ class _Loop:
 
     def _speller(self, one: _Asked, routed: Round) -> Speller:
         table, log_weights, required = self.library.names, None, []
+        ends = (x.tokens.tolist() for x in (self.builder.retrieved([]), self.builder.stop()))
+        if routed.found is not None and self.config.constrain == "routed":
+            unread = routed.found.ids[np.isin(routed.found.ids, one.documents, invert=True)]
+            return Speller(NameTable(self.builder, unread[:1]), *ends, 1)
         if self.config.constrain == "routed":
             # Those that were listed beyond top_k_docs have not been attended to.
             attended = routed.ids[:, : self.builder.memory.top_k_docs]
@@ -346,7 +296,6 @@ class _Loop:
         max_names = min(
             self.config.max_documents_per_round, self.config.max_documents - len(one.documents)
         )
-        ends = (x.tokens.tolist() for x in (self.builder.retrieved([]), self.builder.stop()))
         return Speller(table, *ends, max_names, log_weights, one.documents, required)
 
     def _read(self, readers: Sequence[_Asked]) -> None:

@@ -27,6 +27,7 @@ from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
 from msa_jax.data.text_format import Naming, load_text_format
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.fusion import Fusion, load_fusion
 from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.modules.look import LookParams
 from msa_jax.modules.transformer import Transformer
@@ -55,6 +56,7 @@ class LoadedModel:
         naming: for questions that come with nothing else (`suit`).
         look: what the second look has beside `params`; None where the model has none, and from
             `describe_model`.
+        fusion: how routers, words and look become one ranking; None where the routers rank alone.
     """
 
     config: ModelConfig
@@ -67,6 +69,7 @@ class LoadedModel:
     max_document_tokens: int | None = None
     naming: Naming = Naming()
     look: LookParams | None = None
+    fusion: Fusion | None = None
 
     @cached_property
     def model(self) -> Transformer:
@@ -157,6 +160,7 @@ def describe_model(
         tokenizer_source=tokenizer,
         max_document_tokens=text.max_document_tokens,
         naming=text.naming,
+        fusion=load_fusion(folder),
     )
 
 
