@@ -382,8 +382,8 @@ def _make_directories(path: pathlib.Path) -> None:
     """Makes the directory and its `segments`, unless it holds what is not ours."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        names = {entry.name for entry in path.iterdir() if not entry.name.startswith("catalogue.")}
-        strange = sorted(names - {"segments", "lock"})
+        ours = {"catalogue", "segments", "lock", "words"}
+        strange = sorted(x.name for x in path.iterdir() if x.name.partition(".")[0] not in ours)
         if strange:
             raise StoreError(f"{path}: the directory holds {strange[0]!r}; take an empty one.")
         (path / "segments").mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 # Vowel signs and accents are part of words, but `\w` leaves them out.
-_MARKS = "".join(c for c in map(chr, range(0x300, 0x20000)) if unicodedata.category(c)[0] == "M")
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
 # Accents, the points of Hebrew and Arabic, and invisible hints for line breaks and ligatures:
 # people write them or leave them out.
 _OPTIONAL = re.compile(
@@ -17,7 +17,8 @@ _OPTIONAL = re.compile(
 _ASCII_WORD = re.compile("[a-z0-9]{1,64}")
 _WORD = re.compile(rf"(?:[^\W_]|[{_MARKS}]){{1,64}}")
 # Numbers, versions, paths, addresses and codes are words as a whole, besides their pieces.
-_CODE = re.compile(r"[^\W_]+(?:[-._/@:+#&][^\W_]+)+|[^\W\d_]+(?:\+\+|#)(?!\w)")
+# Starts of words only, for what is not a code is not to be looked at again from every character.
+_CODE = re.compile(r"(?<!\w)(?:[^\W_]+(?:[-._/@:+#&][^\W_]+)+|[^\W\d_]+(?:\+\+|#)(?!\w))")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _POSSESSIVE = re.compile(r"'s(?!\w)")
 # Thai, Lao, Tibetan, Myanmar, Khmer, kana, Bopomofo and Han have no spaces between words, and
@@ -83,6 +84,6 @@ def _is_code(code: str) -> bool:
 def _singular(word: str) -> str:
     if word[-1] != "s" or len(word) < 4 or not word.isascii() or not word.isalpha():
         return word
-    if word[-2] in "us":
+    if word[-2] in "ius":
         return word
     return f"{word[:-3]}y" if word.endswith("ies") and len(word) > 4 else word[:-1]
