@@ -31,9 +31,9 @@ K1, B = 1.2, 0.75
 _TERMS = "terms1"
 # The document that holds the stamp; texts have ids from 1 on.
 _STAMP_ID = 0
-# Words in more than this share of texts are left out of a question that has others: they take most
-# of the time and change little (docs/performance.md).
-_COMMON = 0.2
+# Words in so many texts, and in more than this share of them, are left out of a question that has
+# others: they take most of the time and change little (docs/performance.md).
+_COMMON_TEXTS, _COMMON_SHARE = 10_000, 0.2
 # The rarest words of a question that count, since a question may be a page.
 _MOST_WORDS = 64
 _WRITER_BYTES = 128 * 2**20
@@ -210,7 +210,8 @@ class WordsIndex:
             ids, scores = _found(searcher, query, limit)
             is_last = len(ids) < limit
             if allowed is not None:
-                kept = np.isin(ids, allowed, kind="sort")
+                at = np.searchsorted(allowed, ids)
+                kept = np.append(allowed, 0)[at] == ids
                 ids, scores = ids[kept], scores[kept]
             if is_last or len(ids) >= count:
                 order = np.lexsort((ids, -scores))[:count]
@@ -221,7 +222,8 @@ class WordsIndex:
         """The words of a question by which texts are told apart, the rarest first."""
         known = [(searcher.doc_freq(_TERMS, word), word) for word in set(words(question))]
         known = sorted(one for one in known if one[0])
-        rare = [word for texts, word in known if texts <= _COMMON * searcher.num_docs]
+        common = max(_COMMON_TEXTS, _COMMON_SHARE * searcher.num_docs)
+        rare = [word for texts, word in known if texts <= common]
         return (rare or [word for _, word in known])[:_MOST_WORDS]
 
 

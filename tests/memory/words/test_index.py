@@ -43,8 +43,7 @@ def index(request, tmp_path):
 
 
 @pytest.mark.parametrize("question", ["w1 w2 w3", "w39 w38", "w5", "w0 w7 w39 w7"])
-def test_scores_are_those_of_bm25(index, monkeypatch, question):
-    monkeypatch.setattr(indices, "_COMMON", 1.0)
+def test_scores_are_those_of_bm25(index, question):
     [(ids, scores)] = index.search([question], 1000)
     expected = reference(TEXTS, question)
     assert dict(zip(ids.tolist(), scores, strict=True)) == pytest.approx(expected, rel=1e-5)
@@ -53,10 +52,13 @@ def test_scores_are_those_of_bm25(index, monkeypatch, question):
     np.testing.assert_allclose([expected[n] for n in best], list(expected.values())[:10], 1e-5)
 
 
-def test_words_of_most_texts_do_not_count_beside_others(index):
+def test_words_of_many_texts_do_not_count_beside_others(index, monkeypatch):
+    [all_words] = index.search(["w39 w1"], 1000)
+    monkeypatch.setattr(indices, "_COMMON_TEXTS", 30)
     [rare] = index.search(["w1"], 1000)
     [both] = index.search(["w39 w1"], 1000)
     np.testing.assert_array_equal(rare, both)
+    assert len(all_words[0]) > len(both[0])
     [(common, _)] = index.search(["w39 w38"], 1000)
     assert len(common) > 100
 
