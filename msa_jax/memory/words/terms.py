@@ -15,11 +15,12 @@ _OPTIONAL = re.compile(
 )
 # A longer run, such as encoded data, becomes several words.
 _ASCII_WORD = re.compile("[a-z0-9]{1,64}")
-_WORD = re.compile(rf"(?:[^\W_]|[{_MARKS}]){{1,64}}")
+_WORD = re.compile(rf"[\w{_MARKS}]{{1,64}}")
 # Numbers, versions, paths, addresses and codes are words as a whole, besides their pieces.
 # Starts of words only, for what is not a code is not to be looked at again from every character.
 _CODE = re.compile(r"(?<!\w)(?:[^\W_]+(?:[-._/@:+#&][^\W_]+)+|[^\W\d_]+(?:\+\+|#)(?!\w))")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_PUNCTUATION = ".,;:!?()[]\"'"
+_THOUSANDS = re.compile(r",(?<=\d,)(?=\d{3}(?!\d))")
 _POSSESSIVE = re.compile(r"'s(?!\w)")
 # Thai, Lao, Tibetan, Myanmar, Khmer, kana, Bopomofo and Han have no spaces between words, and
 # Hangul has none between a word and its endings.
@@ -51,11 +52,10 @@ def words(text: str) -> list[str]:
     else:
         text, pattern = _folded(text), _WORD
     text = _POSSESSIVE.sub("", _THOUSANDS.sub("", text))
-    found = pattern.findall(text)
+    found = pattern.findall(text.replace("_", " "))
     if pattern is _WORD and _HAS_UNSPACED.search(text):
         found = [piece for word in found for piece in _pieces(word)]
-    codes = [code for code in _CODE.findall(text) if _is_code(code)]
-    return [*map(_singular, found), *codes]
+    return [_singular(word) if word[-1] == "s" else word for word in found] + _codes(text)
 
 
 def _folded(text: str) -> str:
@@ -76,14 +76,16 @@ def _pieces(word: str) -> list[str]:
     return pieces
 
 
-def _is_code(code: str) -> bool:
-    """Whether it is more than words with hyphens, and no longer than a word may be."""
-    return len(code) <= 64 and not code.replace("-", "").isalpha()
+def _codes(text: str) -> list[str]:
+    # Most of a text is none, and patterns are slow.
+    likely = [x for x in text.split() if not x.strip(_PUNCTUATION).isalnum()]
+    codes = _CODE.findall(" ".join(likely))
+    # More than words with hyphens, and no longer than a word may be.
+    return [x for x in codes if len(x) <= 64 and not x.replace("-", "").isalpha()]
 
 
 def _singular(word: str) -> str:
-    if word[-1] != "s" or len(word) < 4 or not word.isascii() or not word.isalpha():
-        return word
-    if word[-2] in "ius":
+    """A word that ends in s without it, if it may be a plural of English."""
+    if len(word) < 4 or word[-2] in "ius" or not (word.isascii() and word.isalpha()):
         return word
     return f"{word[:-3]}y" if word.endswith("ies") and len(word) > 4 else word[:-1]

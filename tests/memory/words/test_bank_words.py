@@ -141,8 +141,8 @@ class WordsOfBank(RuleBasedStateMachine):
 
 TestWordsOfBank = WordsOfBank.TestCase
 TestWordsOfBank.settings = settings(
-    max_examples=12,
-    stateful_step_count=12,
+    max_examples=8,
+    stateful_step_count=10,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -264,7 +264,7 @@ def test_readers_and_a_writer_at_the_same_time(store):
         "import sys\n"
         "from msa_jax.memory.store import Store\n"
         "with Store.open(sys.argv[1]) as store:\n"
-        "    for _ in range(20):\n"
+        "    for _ in range(10):\n"
         "        live = store.num_parts\n"
         "        [(ids, _)] = store.words.search(['apple'], 10**5)\n"
         "        assert live <= len(ids) <= store.num_parts, (live, len(ids), store.num_parts)\n"
