@@ -23,7 +23,7 @@ import numpy as np
 from msa_jax.memory.catalogue import Catalogue
 from msa_jax.memory.lock import waiting_lock
 from msa_jax.memory.parts import Changes
-from msa_jax.memory.words.index import Ranking, UnusableIndex, WordsIndex, is_installed
+from msa_jax.memory.words.index import Ranking, UnusableIndex, WordsIndex, damage, is_installed
 from msa_jax.typing import Int
 
 # Texts that are read while the catalogue is held.
@@ -106,25 +106,36 @@ class BankWords:
         self.refresh()
 
     def problems(self) -> list[str]:
-        """Where the index that lies on disk is not what its stamp says; one that is behind is."""
+        """Where the index on disk is not what its stamp says; one that is behind is no problem."""
         if not is_installed() or not self._folder.exists():
             return []
-        advice = f"delete {self._folder}, which is then made anew"
         try:
-            index = WordsIndex.open(self._folder)
-            found, since = index.ids(), _version(index)
-        except UnusableIndex as error:
-            return [f"{self._folder}: the index of words is unusable ({error}); {advice}"]
+            with waiting_lock(self._lock_path):
+                problem = self._disagreement()
+        except (OSError, UnusableIndex) as error:
+            # The library cannot open what cannot be written; its bytes can be read.
+            problem = next(damage(self._folder), None)
+            if problem is None and isinstance(error, UnusableIndex):
+                problem = str(error)
+        if problem is None:
+            return []
+        return [
+            f"{self._folder}: the index of words is wrong ({problem}); delete the folder, which is "
+            "then made anew."
+        ]
+
+    def _disagreement(self) -> str | None:
+        """How an index differs from the bank at the version of its stamp."""
+        index = WordsIndex.open(self._folder)
         if not self._is_of_this_bank(index):
-            return [f"{self._folder}: the index of words is not of this bank; {advice}"]
+            return "it is not of this bank"
+        since = _version(index)
         with self._lock, self._catalogue.snapshot():
-            last_id, changes = self._catalogue.last_id(since), self._changes(since)
+            last_id, removed = self._catalogue.last_id(since), self._changes(since).removed
             now = self._changes(0).added.ids
         # What is live now, without what came since, and with what went since.
-        gone = changes.removed[changes.removed <= last_id]
-        if np.array_equal(found, np.union1d(now[now <= last_id], gone)):
-            return []
-        return [f"{self._folder}: the parts of the index of words are not the bank's; {advice}"]
+        then = np.union1d(now[now <= last_id], removed[removed <= last_id])
+        return None if np.array_equal(index.ids(), then) else "its parts are not those of the bank"
 
     def close(self) -> None:
         """Waits for what runs in the background."""

@@ -253,7 +253,7 @@ def test_verify_says_what_is_wrong_and_what_to_do(store, tmp_path):
 def test_verify_compares_the_parts(store):
     store.words.refresh().update(store.words.refresh().stamp, [], removed=[1])
     [problem] = store.verify()
-    assert "the parts" in problem
+    assert "its parts" in problem
     put(store, Document("c", "behind"))
     assert len(store.verify()) == 1
 
