@@ -23,7 +23,15 @@ import numpy as np
 from msa_jax.memory.catalogue import Catalogue
 from msa_jax.memory.lock import waiting_lock
 from msa_jax.memory.parts import Changes
-from msa_jax.memory.words.index import Ranking, UnusableIndex, WordsIndex, damage, is_installed
+from msa_jax.memory.words.index import (
+    Ranking,
+    UnusableIndex,
+    WordsIndex,
+    damage,
+    index_exists,
+    is_installed,
+    remove_index,
+)
 from msa_jax.typing import Int
 
 # Texts that are read while the catalogue is held.
@@ -99,7 +107,7 @@ class BankWords:
     def forget(self) -> None:
         """After a compaction: nothing is left in the index of what the catalogue has forgotten."""
         if not is_installed():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_index(self._folder)
             return
         with self._refreshing:
             self._index = None
@@ -107,7 +115,7 @@ class BankWords:
 
     def problems(self) -> list[str]:
         """Where the index on disk is not what its stamp says; one that is behind is no problem."""
-        if not is_installed() or not self._folder.exists():
+        if not is_installed() or not index_exists(self._folder):
             return []
         try:
             with waiting_lock(self._lock_path):
@@ -159,15 +167,15 @@ class BankWords:
             return self._made(None)
 
     def _changed_on_disk(self) -> WordsIndex:
+        new = self._folder.with_name("words.new")
+        shutil.rmtree(new, ignore_errors=True)
         index = self._opened()  # Another process may have been here first.
         if index is not None:
             with contextlib.suppress(UnusableIndex):
                 return self._followed(index)
         # Beside the old one, which others may search meanwhile.
-        new = self._folder.with_name("words.new")
-        shutil.rmtree(new, ignore_errors=True)
         self._made(new)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_index(self._folder)
         new.rename(self._folder)
         return WordsIndex.open(self._folder)
 

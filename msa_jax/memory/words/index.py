@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -75,7 +76,7 @@ class WordsIndex:
             else:
                 if new:
                     folder.mkdir()
-                elif not (folder / "meta.json").exists():
+                elif not index_exists(folder):
                     raise UnusableIndex("there is none")
                 self._index = tantivy.Index(self._schema, str(folder))
             # Without a thread that looks for changes.
@@ -225,6 +226,17 @@ class WordsIndex:
         common = max(_COMMON_TEXTS, _COMMON_SHARE * searcher.num_docs)
         rare = [word for texts, word in known if texts <= common]
         return (rare or [word for _, word in known])[:_MOST_WORDS]
+
+
+def index_exists(folder: pathlib.Path) -> bool:
+    """Whether there is an index, sound or not."""
+    return (folder / "meta.json").exists()
+
+
+def remove_index(folder: pathlib.Path) -> None:
+    """Deletes an index; what is left if that is interrupted is none."""
+    (folder / "meta.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def damage(folder: pathlib.Path) -> Iterator[str]:
