@@ -37,6 +37,16 @@ def put(store, *documents, deletes=()):
     )
 
 
+def replace(path, data):
+    """Gives a file other bytes; whoever has it mapped keeps the old ones."""
+    path.with_suffix(".tmp").write_bytes(data)
+    path.with_suffix(".tmp").rename(path)
+
+
+def flip(path):
+    replace(path, bytes([255]) + path.read_bytes()[1:])
+
+
 def found_keys(store, question, allowed=None):
     """Keys of the documents that a question finds."""
     [(ids, _)] = store.words.search([question], 100, allowed)
@@ -107,10 +117,10 @@ class WordsOfBank(RuleBasedStateMachine):
         folder = self.path / "words"
         files = sorted(folder.glob("*.idx"))
         if damage == "flip" and files:
-            files[-1].write_bytes(bytes([255]) + files[-1].read_bytes()[1:])
+            flip(files[-1])
         elif damage == "empty":
             for path in folder.glob("*"):
-                path.write_bytes(b"")
+                replace(path, b"")
         else:
             shutil.rmtree(folder, ignore_errors=True)
             if damage == "bring back" and (self.directory / "copy").exists():
@@ -243,7 +253,7 @@ def test_verify_says_what_is_wrong_and_what_to_do(store, tmp_path):
         shutil.copytree(kept, store.path / "words")
     assert store.verify() == []
     path = next((store.path / "words").glob("*.idx"))
-    path.write_bytes(bytes([255]) + path.read_bytes()[1:])
+    flip(path)
     [problem] = store.verify()
     assert path.name in problem and "made anew" in problem
     shutil.rmtree(store.path / "words")
