@@ -95,7 +95,7 @@ class BankWords:
         """
         with self._refreshing:
             if self._index is None or self._version != self._last_version():
-                self._index = self._brought_up_to_date()
+                self._index = self._brought_up_to_date(self._index)
                 self._version = _version(self._index)
             return self._index
 
@@ -109,9 +109,10 @@ class BankWords:
         if not is_installed():
             remove_index(self._folder)
             return
+        # Searches of the present version go on with the old one meanwhile.
+        index = self._brought_up_to_date(None)
         with self._refreshing:
-            self._index = None
-        self.refresh()
+            self._index, self._version = index, _version(index)
 
     def problems(self) -> list[str]:
         """Where the index on disk is not what its stamp says; one that is behind is no problem."""
@@ -154,22 +155,22 @@ class BankWords:
         with self._lock:
             return self._catalogue.state().version
 
-    def _brought_up_to_date(self) -> WordsIndex:
-        if self._index is not None and self._index.is_in_memory:
-            return self._followed(self._index)
-        index = self._opened()
+    def _brought_up_to_date(self, index: WordsIndex | None) -> WordsIndex:
+        if index is not None and index.is_in_memory:
+            return self._followed(index)
+        index = self._opened(index)
         if index is not None and _version(index) == self._last_version():
             return index
         try:
             with waiting_lock(self._lock_path):
-                return self._changed_on_disk()
+                return self._changed_on_disk(index)
         except (OSError, UnusableIndex):
             return self._made(None)
 
-    def _changed_on_disk(self) -> WordsIndex:
+    def _changed_on_disk(self, index: WordsIndex | None) -> WordsIndex:
         new = self._folder.with_name("words.new")
         shutil.rmtree(new, ignore_errors=True)
-        index = self._opened()  # Another process may have been here first.
+        index = self._opened(index)  # Another process may have been here first.
         if index is not None:
             with contextlib.suppress(UnusableIndex):
                 return self._followed(index)
@@ -179,12 +180,11 @@ class BankWords:
         new.rename(self._folder)
         return WordsIndex.open(self._folder)
 
-    def _opened(self) -> WordsIndex | None:
+    def _opened(self, index: WordsIndex | None) -> WordsIndex | None:
         """The index on disk as it is now; None if it must be made anew."""
         try:
-            if self._index is not None:
-                self._index.reload()
-                index = self._index
+            if index is not None:
+                index.reload()
             else:
                 index = WordsIndex.open(self._folder)
                 with self._lock:
