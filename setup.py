@@ -39,6 +39,8 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
         "safetensors>=0.5",
+        # The index of words; a bank without it works, and says so when it is asked for words.
+        "tantivy>=0.25",
         "tensorboard>=2.20",
         "tokenizers>=0.21",
         "tqdm>=4.66",

@@ -119,6 +119,11 @@ class Catalogue(Database):
             raise StoreError(f"{self.path}: there is no version {version}; start from version 0.")
         return rows[0][1]
 
+    def mark(self, version: int) -> int | None:
+        """The checksum of a commit, by which histories are told apart; None if there is none."""
+        rows = self.rows("SELECT checksum FROM commits WHERE version = ?", version)
+        return rows[0][0] if rows else None
+
     def compactions(self) -> int:
         """How many segments have been compacted away."""
         return self.rows("SELECT count(*) FROM compacted")[0][0]
@@ -192,19 +197,41 @@ class Catalogue(Database):
             raise StoreError(
                 f"{self.path}: there is no part {part_id}; it was removed, or never was."
             )
-        ((_, start, stop, tokens, text),) = parts
         ((first, key, title, metadata, num_parts, *_),) = documents
-        begin = start if part_id == first else 0
         return Passage(
             id=part_id,
             key=key,
             title=title,
-            text=text[begin : begin + stop - start],
+            text=_own_text(parts[0], part_id == first),
             metadata=json.loads(metadata),
             part=part_id - first,
             num_parts=num_parts,
-            tokens=tokens,
+            tokens=parts[0][3],
         )
+
+    def texts(self, ids: Sequence[int]) -> list[tuple[int, str]]:
+        """Parts and their texts, with the title where memory holds it: at the first part.
+
+        Parts that were removed and purged since are left out.
+        """
+        query = "SELECT * FROM {} WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        wanted = json.dumps(list(ids))
+        with self.snapshot():
+            parts = self.checked("a part", query.format("parts"), wanted)
+            documents = self.checked("a document", query.format("documents"), wanted)
+        titles = {row[0]: row[2] for row in documents}
+        return [
+            (row[0], f"{titles[row[0]]}\n{_own_text(row, True)}")
+            if row[0] in titles
+            else (row[0], _own_text(row, False))
+            for row in parts
+        ]
+
+    def num_forgotten(self) -> int:
+        """How many removed documents' texts have been purged."""
+        with self.snapshot():
+            counts = "(SELECT count(*) FROM removed) - (SELECT count(*) FROM documents)"
+            return self.rows(f"SELECT {counts}")[0][0] + self.state().documents
 
     # Writing, inside a transaction.
 
@@ -308,6 +335,13 @@ def _blob(numbers: Sequence[int]) -> bytes:
 def _part_ids(rows: Sequence[tuple[int, int]]) -> Int[np.ndarray, " n"]:
     documents = np.array(rows, np.int64).reshape(-1, 2)
     return spans(documents[:, 0], documents[:, 1])
+
+
+def _own_text(row: tuple, is_first: bool) -> str:
+    """The text of a part without what lies before it and up to the next part."""
+    _, start, stop, _, text = row
+    begin = start if is_first else 0
+    return text[begin : begin + stop - start]
 
 
 def _document_row(encoded: EncodedDocument) -> tuple:

@@ -1,10 +1,12 @@
-"""One writer: a lock that the kernel gives back however its holder ends."""
+"""Locks on files, which the kernel gives back however their holder ends."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pathlib
+from collections.abc import Iterator
 
 from msa_jax.memory.parts import StoreError
 
@@ -40,3 +42,18 @@ class WriteLock:
         """Lets others write; a child process that was forked meanwhile holds nothing either."""
         fcntl.flock(self._handle, fcntl.LOCK_UN)
         os.close(self._handle)
+
+
+@contextlib.contextmanager
+def waiting_lock(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a file, after whoever holds it now.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

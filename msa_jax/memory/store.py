@@ -38,6 +38,7 @@ from msa_jax.memory.parts import (
 )
 from msa_jax.memory.segments import Segments, sync_file
 from msa_jax.memory.verification import verify
+from msa_jax.memory.words.bank_words import BankWords
 from msa_jax.memory.writer import Writer
 from msa_jax.typing import Int
 
@@ -55,6 +56,7 @@ class Store:
         layout: geometry of the arrays.
         fingerprint: of the model, tokenizer and template that encode the documents.
         facts: what its creator wanted kept with it.
+        words: search by words in the parts.
     """
 
     def __init__(self, path: pathlib.Path, lock: WriteLock | None):
@@ -71,6 +73,7 @@ class Store:
             self._check_sizes()
             shared = (self.layout, self._catalogue, self._segments, self._arrays, self._lock)
             self._writer = Writer(*shared, lock) if lock else None
+            self.words = BankWords(path, self._catalogue, self.changes, self._lock)
         except BaseException:
             self._catalogue.close()
             raise
@@ -157,6 +160,7 @@ class Store:
 
     def close(self) -> None:
         """Closes the files and lets others write."""
+        self.words.close()
         with self._lock:
             self._catalogue.close()
             self._segments.forget()
@@ -304,7 +308,9 @@ class Store:
         Raises:
             StoreError: if the documents do not fit, or the disk is full; nothing has changed then.
         """
-        return self._writing().commit(puts, deletes)
+        version = self._writing().commit(puts, deletes)
+        self.words.follow()
+        return version
 
     def compact(self, min_garbage: float = 0.25) -> int:
         """Rewrites segments that are garbage in part, and deletes the texts of removed documents.
@@ -321,7 +327,9 @@ class Store:
         Raises:
             StoreError: if the disk is full or a block is damaged; earlier segments are done then.
         """
-        return self._writing().compact(min_garbage)
+        reclaimed = self._writing().compact(min_garbage)
+        self.words.forget()
+        return reclaimed
 
     # The whole.
 
@@ -350,9 +358,8 @@ class Store:
         Returns:
             What is wrong, in words; nothing if the bank is sound.
         """
-        return verify(
-            self._catalogue, self._segments, self.layout, self._lock, on_block or (lambda *_: None)
-        )
+        whole = (self._catalogue, self._segments, self.layout, self._lock)
+        return verify(*whole, on_block or (lambda *_: None)) or self.words.problems()
 
     def _writing(self) -> Writer:
         if self._writer is None:
@@ -375,8 +382,8 @@ def _make_directories(path: pathlib.Path) -> None:
     """Makes the directory and its `segments`, unless it holds what is not ours."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        names = {entry.name for entry in path.iterdir() if not entry.name.startswith("catalogue.")}
-        strange = sorted(names - {"segments", "lock"})
+        ours = {"catalogue", "segments", "lock", "words"}
+        strange = sorted(x.name for x in path.iterdir() if x.name.partition(".")[0] not in ours)
         if strange:
             raise StoreError(f"{path}: the directory holds {strange[0]!r}; take an empty one.")
         (path / "segments").mkdir(exist_ok=True)

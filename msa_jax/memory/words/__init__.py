@@ -1,0 +1,1 @@
+"""The index of words of a bank: BM25 beside the routers."""
