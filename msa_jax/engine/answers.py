@@ -37,7 +37,9 @@ class AskConfig:
 
     def __post_init__(self):
         looks = self.looks
-        if looks is not None and (isinstance(looks, bool) or looks != int(looks) or looks < 0):
+        if looks is not None and (
+            isinstance(looks, bool) or not isinstance(looks, int) or looks < 0
+        ):
             raise ConfigError(f"looks must be a whole number from 0 on or None, not {looks!r}.")
 
 
