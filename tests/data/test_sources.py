@@ -72,7 +72,7 @@ def test_text_files_of_a_folder_are_documents(folder):
     source = open_source(folder)
     assert list(source) == [
         Document("a/READ me.md", "# é\r\n", "READ me"),
-        Document("a/deep/c.RST", "", "c"),
+        Document("a/deep/c.RST", ""),
         Document("b.txt", "plain", "b"),
     ]
     assert source.fraction == 1
