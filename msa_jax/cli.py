@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import platform
 import sys
@@ -48,7 +49,7 @@ def run(
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
-        if not _silence_broken_streams():
+        if not any(isinstance(error, BrokenPipeError) for error in _silence_failing_streams()):
             raise
         sys.exit(_PIPE_CLOSED)
 
@@ -166,11 +167,15 @@ def _run(
         flags.FLAGS.append_flag_values(own_flags)
         own_flags.mark_as_parsed()  # It will be, with the others.
     try:
-        app.run(_quiet(main), flags_parser=flags_parser)
+        try:
+            app.run(_quiet(main), flags_parser=flags_parser)
+        finally:
+            sys.stdout.flush()  # What fails does so here, not when Python ends.
     except BrokenPipeError:
         raise
     except (*mendable, OSError) as error:
         print_error(error)
+        _silence_failing_streams()
         sys.exit(2)
     finally:
         if own_flags is not flags.FLAGS:
@@ -189,22 +194,22 @@ def _mend_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _silence_broken_streams() -> bool:
-    """Whether nobody reads the output; then the end of the program no longer tries to write it."""
-    broken = False
+def _silence_failing_streams() -> list[OSError]:
+    """Why the output cannot be written; the end of the program does not try it again."""
+    errors = []
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
-            broken = True
+        except OSError as error:
+            errors.append(error)
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), stream.fileno())
-    return broken
+    return errors
 
 
 def _quiet(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
@@ -212,6 +217,5 @@ def _quiet(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], N
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # The checkpoint library has much to say.
         main(arguments)
-        sys.stdout.flush()  # What fails does so here, not when Python ends.
 
     return quiet_main

@@ -99,17 +99,17 @@ def _pool(
 ) -> dict[str, Document]:
     """All documents by id, without copies and near copies of others."""
     needed = {document.id for document in named}
-    texts = {document.text for document in named}
+    shown = {document.shown for document in named}
     titles = {document.title for document in named} - {""}
     pool: dict[str, Document] = {}
     for name, documents in usable.items():
         for document in documents:
-            is_copy = document.text in texts or (
+            is_copy = document.shown in shown or (
                 not sources[name].questions and document.title in titles
             )
             if document.id in needed or not is_copy:
                 pool.setdefault(document.id, document)
-                texts.add(document.text)
+                shown.add(document.shown)
     return pool
 
 
