@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import platform
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -49,7 +50,7 @@ def run(
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
-        if not any(isinstance(error, BrokenPipeError) for error in _silence_failing_streams()):
+        if not _silence_broken_streams():
             raise
         sys.exit(_PIPE_CLOSED)
 
@@ -139,9 +140,11 @@ def keep_compiled() -> None:
     (`JAX_COMPILATION_CACHE_DIR`).
     """
     if jax.config.jax_compilation_cache_dir is None:
-        # Without a home, nothing is kept.
-        with contextlib.suppress(ConfigError):
-            jax.config.update("jax_compilation_cache_dir", str(cache_directory() / platform.node()))
+        # Without a home, or one that can be written, nothing is kept.
+        with contextlib.suppress(ConfigError, OSError):
+            folder = cache_directory() / platform.node()
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -175,7 +178,6 @@ def _run(
         raise
     except (*mendable, OSError) as error:
         print_error(error)
-        _silence_failing_streams()
         sys.exit(2)
     finally:
         if own_flags is not flags.FLAGS:
@@ -199,17 +201,17 @@ def _mend_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _silence_failing_streams() -> list[OSError]:
-    """Why the output cannot be written; the end of the program does not try it again."""
-    errors = []
+def _silence_broken_streams() -> bool:
+    """Whether nobody reads the output any more; then nothing more is written there."""
+    broken = False
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            errors.append(error)
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            broken = True
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), stream.fileno())
-    return errors
+    return broken
 
 
 def _quiet(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:

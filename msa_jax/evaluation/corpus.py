@@ -172,7 +172,8 @@ class Kept(NamedTuple):
 
 def pool_of(document: Document, path: str) -> str:
     """The pool of a document of this file (`CorpusConfig`)."""
-    return document.metadata.get("source", _file_pool(path))
+    source = document.metadata.get("source")
+    return source if isinstance(source, str) else _file_pool(path)
 
 
 def _file_pool(path: str) -> str:
