@@ -60,6 +60,20 @@ rows = st.fixed_dictionaries(
         "date": values,
     },
 )
+# Rows that are all right, however strange; those above are refused more often than not.
+clean_values = st.one_of(st.none(), st.booleans(), st.integers(), clean_texts)
+clean_rows = st.fixed_dictionaries(
+    {"id": clean_texts.filter(bool), "text": clean_texts},
+    optional={
+        "title": st.one_of(st.none(), clean_texts),
+        "source": clean_values,
+        "date": clean_values,
+        "tags": st.lists(clean_values, max_size=3),
+    },
+)
+documents = st.one_of(
+    st.lists(clean_rows, max_size=3, unique_by=lambda row: row["id"]), st.lists(rows, max_size=2)
+)
 
 
 def few(examples: int) -> settings:
