@@ -49,9 +49,9 @@ def run(
         _run(main, own_flags, flags_parser or parse_flags, (*MENDABLE, *mendable))
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
+    except BrokenPipeError as error:
         if not _silence_broken_streams():
-            raise
+            print_error(error)  # It is another pipe than that of the output.
         sys.exit(_PIPE_CLOSED)
 
 
@@ -206,7 +206,8 @@ def _silence_broken_streams() -> bool:
     broken = False
     for stream in (sys.stdout, sys.stderr):
         poll = select.poll()
-        poll.register(stream.fileno(), 0)
+        with contextlib.suppress(io.UnsupportedOperation):  # A stream in memory does not break.
+            poll.register(stream.fileno(), 0)
         if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
             broken = True
             with open(os.devnull, "wb") as nothing:

@@ -86,13 +86,10 @@ def test_what_a_user_can_mend_is_a_line_that_drives_no_terminal(monkeypatch, cap
     assert capsys.readouterr() == ("", line)
 
 
-def test_a_broken_pipe_that_is_not_the_output_is_no_quiet_end(monkeypatch, tmp_path):
-    with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
-        monkeypatch.setattr(sys, "stdout", out)
-        monkeypatch.setattr(sys, "stderr", err)
-        monkeypatch.setattr(sys, "argv", ["program"])
-        with pytest.raises(BrokenPipeError):
-            cli.run(raising(BrokenPipeError(errno.EPIPE, "of a worker")), flags.FlagValues())
+def test_a_broken_pipe_that_is_not_the_output_is_no_quiet_end(monkeypatch, capsys):
+    error = BrokenPipeError(errno.EPIPE, "Broken pipe", "of a worker")
+    assert ends_with(raising(error), monkeypatch) == 141
+    assert capsys.readouterr() == ("", "error: of a worker: Broken pipe.\n")
 
 
 def test_an_output_of_another_encoding_takes_any_text(monkeypatch):
