@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -17,8 +15,11 @@ from msa_jax.data.sources import DocumentSource
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.ingest import Ingestor, create_bank, new_layout
 from msa_jax.engine.loading import LoadedModel, fingerprint
+from msa_jax.memory.lock import waiting_lock
 from msa_jax.memory.store import Store, StoreError
 from msa_jax.terminal import note
+
+_WAITING = "waiting for another process that encodes the same documents"
 
 
 def cached_bank(
@@ -53,8 +54,14 @@ def cached_bank(
     """
     marks = fingerprint(loaded)
     place = f"{sorted(marks.items())} {Path(path).absolute()}"
-    bank = cache_directory() / "banks" / hashlib.blake2b(place.encode(), digest_size=8).hexdigest()
-    with _one_at_a_time(bank):
+    bank = cache_directory() / "banks" / _name_of(place)
+    try:
+        bank.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{bank} cannot be written ({error.strerror}); set MSA_JAX_CACHE to another folder."
+        ) from error
+    with waiting_lock(bank.with_suffix(".lock"), lambda: note(_WAITING)):
         if Store.exists(bank):
             store = Store.open(bank, write=True, fingerprint=marks)
         else:
@@ -70,22 +77,6 @@ def cached_bank(
         return Store.open(bank)
 
 
-@contextlib.contextmanager
-def _one_at_a_time(bank: Path) -> Iterator[None]:
-    """Waits until no other process of this machine is at a bank."""
-    try:
-        bank.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(bank.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise StoreError(
-            f"{bank} cannot be written ({error.strerror}); set MSA_JAX_CACHE to another folder."
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        note("waiting for another process that encodes the same documents")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(lock)  # Gives it back, as the kernel does however its holder ends.
+def _name_of(place: str) -> str:
+    """Paths need not be UTF-8."""
+    return hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=8).hexdigest()

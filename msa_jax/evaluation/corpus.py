@@ -45,8 +45,8 @@ class CorpusConfig:
     """Which documents there are.
 
     A document's pool is its field `source`, or where it has none the name of its file up to the
-    first dot. Of documents that show the same (title, text,
-    date) the first is kept.
+    first dot. Of documents that show the same (title, text, date) the first is
+    kept.
 
     Attributes:
         documents: files (`records.read_documents`).
