@@ -9,7 +9,6 @@ together; without one, questions are read from standard input, a line each.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -36,6 +35,7 @@ from msa_jax.engine.snippets import snippet
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import TIERS
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from msa_jax.terminal import escaped, note, show
 
 _SNIPPET_WIDTH = 90
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str]) -> None:
         else:
             engine = Engine.open(cli.given(_BANK, "the directory of the bank"), model, **shared)
     with engine:
-        print(_describe(engine), file=sys.stderr if _JSON.value else sys.stdout, flush=True)
+        (note if _JSON.value else show)(_describe(engine))
         if questions:
             _respond(engine, questions, config)
         else:
@@ -221,16 +221,17 @@ def _describe(engine: Engine) -> str:
 
 def _converse(engine: Engine, config: AskConfig) -> None:
     """Responds to every line of standard input, whatever came of the one before."""
-    with contextlib.suppress(KeyboardInterrupt):
-        for question in _lines():
-            try:
-                _respond(engine, [question], config)
-            except cli.MENDABLE as error:
-                _print_error(question, error)
+    for question in _lines():
+        try:
+            _respond(engine, [question], config)
+        except cli.MENDABLE as error:
+            _print_error(question, error)
 
 
 def _lines() -> Iterator[str]:
     """Lines that are not blank, until the end of standard input."""
+    if sys.stdin is None:
+        raise ConfigError("standard input is closed; give a question.")
     # What is not UTF-8 is the fault of one question, see `_check`.
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     prompt = "\n> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
@@ -274,7 +275,7 @@ def _print_response(engine: Engine, questions: Sequence[str], config: AskConfig)
         _draw_attribution(engine, answer, config)
     else:
         for answer in engine.ask_all(questions, config):
-            print(f"\n{answer.question}")
+            show(f"\n{escaped(answer.question)}")
             _print_answer(answer, shown=False)
 
 
@@ -286,27 +287,27 @@ def _check(question: str) -> None:
 
 
 def _print_now(text: str) -> None:
-    print(text, end="", flush=True)
+    show(text, end="")
 
 
 def _print_answer(answer: Answer, shown: bool) -> None:
     """Prints the answer, unless it was shown while it was written, and all that goes with it."""
     if answer.abstained:
-        print("No answer: no document scores enough.")
+        show("No answer: no document scores enough.")
     else:
-        print("" if shown else answer.text)
+        show("" if shown else answer.text)
     _print_documents(answer.question, answer.documents)
     stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in answer.seconds.items())
-    print(f"seconds: {stages}; {answer.tokens} tokens, {answer.finished}", flush=True)
+    show(f"seconds: {stages}; {answer.tokens} tokens, {answer.finished}")
 
 
 def _draw_attribution(engine: Engine, answer: Answer, config: AskConfig) -> None:
     """Draws what the answer attends to, if that was asked for and there is one."""
     if not _ATTRIBUTION.value:
         return
-    out = sys.stderr if _JSON.value else sys.stdout
+    tell = note if _JSON.value else show
     if not answer.text:
-        print("No attribution: there is no answer.", file=out, flush=True)
+        tell("No attribution: there is no answer.")
         return
     # Only here, since what draws takes a while to load.
     from msa_jax.evaluation.attribution import plot_attribution
@@ -314,7 +315,7 @@ def _draw_attribution(engine: Engine, answer: Answer, config: AskConfig) -> None
     path = Path(_ATTRIBUTION.value)
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_attribution(engine.attribute(answer, config), path)
-    print(f"attribution: {path.with_suffix('.png')}, {path.with_suffix('.svg')}", file=out)
+    tell(f"attribution: {path.with_suffix('.png')}, {path.with_suffix('.svg')}")
 
 
 def _print_error(question: str, error: Exception) -> None:
@@ -329,17 +330,18 @@ def _print_ranking(question: str, documents: Sequence[Found]) -> None:
         found = [_document(question, document) for document in documents]
         _print_json({"question": question, "documents": found})
     else:
-        print(f"\n{question}")
+        show(f"\n{escaped(question)}")
         _print_documents(question, documents)
 
 
 def _print_documents(question: str, documents: Sequence[Found]) -> None:
     for document in documents:
         read = ", read" if document.was_read else ""
-        print(f"  {document.score:7.3f}  [{document.id}] {document.title or document.key}{read}")
-        print(f"           {snippet(document.text, question, _SNIPPET_WIDTH)}")
+        name = escaped(document.title.strip() or document.key)
+        show(f"  {document.score:7.3f}  [{document.id}] {name}{read}")
+        show(f"           {escaped(snippet(document.text, question, _SNIPPET_WIDTH))}")
     if not documents:
-        print("  no documents")
+        show("  no documents")
 
 
 def _as_object(answer: Answer) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from msa_jax import cli
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import format_bytes
+from msa_jax.terminal import show
 
 FLAGS = flags.FlagValues()
 _BANK = flags.DEFINE_string("bank", None, "Directory of the bank.", flag_values=FLAGS)
@@ -34,11 +35,11 @@ def main(arguments: Sequence[str]) -> None:
         if _DELETE.value:
             store.commit(deletes=_DELETE.value)
         if _COMPACT.value:
-            print(f"{format_bytes(store.compact(min_garbage=0.0))} reclaimed.")
-        print(describe(store))
+            show(f"{format_bytes(store.compact(min_garbage=0.0))} reclaimed.")
+        show(describe(store))
         if _VERIFY.value:
             problems = verify(store)
-            print("\n".join(problems) or "Every byte is as it was written.")
+            show("\n".join(problems) or "Every byte is as it was written.")
             sys.exit(1 if problems else 0)
 
 

@@ -1,8 +1,12 @@
-"""What the command-line programs share: flags of their own, and errors that are one line."""
+"""What the command-line programs share: flags, standard streams, and errors that are one line."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import platform
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,7 +20,10 @@ from msa_jax.config import ConfigError
 from msa_jax.data.records import RecordError
 from msa_jax.data.sources import DocumentSource
 from msa_jax.memory.store import StoreError
+from msa_jax.terminal import note
 
+# As shells count the signals SIGINT and SIGPIPE.
+_INTERRUPTED, _PIPE_CLOSED = 130, 141
 # What the user of a program can mend.
 MENDABLE: tuple[type[Exception], ...] = (ConfigError, RecordError, CheckpointError, StoreError)
 
@@ -29,29 +36,36 @@ def run(
 ) -> None:
     """Runs a program; what its user can mend is one line on stderr and exit code 2.
 
+    Ctrl-C ends it with exit code 130, and a pipe that nobody reads any more with 141.
+
     Args:
         main: gets the program's name and the arguments that are no flags.
         own_flags: flags of this program, which others may have, too, with another meaning.
         flags_parser: takes the place of `parse_flags`.
         mendable: more errors that the user can mend.
     """
-    if own_flags is not flags.FLAGS:
-        flags.FLAGS.append_flag_values(own_flags)
-        own_flags.mark_as_parsed()  # It will be, with the others.
+    _mend_streams()
     try:
-        app.run(_quiet(main), flags_parser=flags_parser or parse_flags)
-    except (*MENDABLE, *mendable) as error:
-        print_error(error)
-        sys.exit(2)
-    finally:
-        if own_flags is not flags.FLAGS:
-            flags.FLAGS.remove_flag_values(own_flags)
-            own_flags.unparse_flags()
+        _run(main, own_flags, flags_parser or parse_flags, (*MENDABLE, *mendable))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError as error:
+        if not _silence_broken_streams():
+            print_error(error)  # It is another pipe than that of the output.
+        sys.exit(_PIPE_CLOSED)
 
 
 def print_error(error: Exception) -> None:
     """One line on stderr."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    note(f"error: {describe(error)}")
+
+
+def describe(error: Exception) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{where}{error.strerror}."
+    return str(error)
 
 
 def given(flag: flags.FlagHolder, what: str) -> str:
@@ -126,8 +140,12 @@ def keep_compiled() -> None:
     (`JAX_COMPILATION_CACHE_DIR`).
     """
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / platform.node()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        # Without a home, or one that can be written, nothing is kept.
+        with contextlib.suppress(ConfigError, OSError):
+            folder = cache_directory() / platform.node()
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -140,6 +158,61 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except flags.Error as error:
         raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _run(
+    main: Callable[[Sequence[str]], None],
+    own_flags: flags.FlagValues,
+    flags_parser: Callable[[Sequence[str]], list[str]],
+    mendable: tuple[type[Exception], ...],
+) -> None:
+    if own_flags is not flags.FLAGS:
+        flags.FLAGS.append_flag_values(own_flags)
+        own_flags.mark_as_parsed()  # It will be, with the others.
+    try:
+        try:
+            app.run(_quiet(main), flags_parser=flags_parser)
+        finally:
+            sys.stdout.flush()  # What fails does so here, not when Python ends.
+    except BrokenPipeError:
+        raise
+    except (*mendable, OSError) as error:
+        print_error(error)
+        sys.exit(2)
+    finally:
+        if own_flags is not flags.FLAGS:
+            flags.FLAGS.remove_flag_values(own_flags)
+            own_flags.unparse_flags()
+
+
+def _mend_streams() -> None:
+    """Makes standard streams fit to write any text; those that are closed take and give nothing."""
+    # Else the next file that is opened would be taken for what is written to the terminal.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest number that is free.
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence_broken_streams() -> bool:
+    """Whether nobody reads the output any more; then nothing more is written there."""
+    broken = False
+    for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
+        with contextlib.suppress(io.UnsupportedOperation):  # A stream in memory does not break.
+            poll.register(stream.fileno(), 0)
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            broken = True
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), stream.fileno())
+    return broken
 
 
 def _quiet(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:

@@ -20,6 +20,7 @@ from msa_jax.data.composing import compose
 from msa_jax.data.config import SourceConfig
 from msa_jax.data.corpus import read_corpus
 from msa_jax.data.records import write_questions
+from msa_jax.terminal import show
 
 FLAGS = flags.FlagValues()
 _DOCUMENTS = flags.DEFINE_list(
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     if not composed:
         raise ConfigError("--questions has no answer that is the title of a document asked about.")
     write_questions(to, composed)
-    print(f"{len(composed):,} questions of two steps written to {to}.")
+    show(f"{len(composed):,} questions of two steps written to {to}.")
 
 
 def run() -> None:

@@ -26,6 +26,7 @@ from msa_jax.checkpoint.tensors import SafetensorsFolder
 from msa_jax.config import ConfigError
 from msa_jax.data.text_format import save_text_format
 from msa_jax.engine.loading import load_model
+from msa_jax.terminal import show
 
 FLAGS = flags.FlagValues()
 _FROM = flags.DEFINE_string(
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     if not folder:
         raise ConfigError(f"--to={target} names no folder; write --to=hf:<folder>.")
     convert(source, Path(folder), target.startswith(_PLAIN), _DTYPE.value)
-    print(describe(Path(folder)))
+    show(describe(Path(folder)))
 
 
 def convert(source: str, target: Path, backbone_only: bool, dtype: str | None) -> None:

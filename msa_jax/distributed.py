@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from msa_jax.config import ConfigError
+from msa_jax.terminal import show
 
 # How long processes wait for the others to appear: machines of a cluster do not boot together.
 START_SECONDS = 600
@@ -120,7 +121,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Prints a line, once for all processes."""
     if is_first():
-        print(text, flush=True)
+        show(text)
 
 
 def _initialize(**arguments: Any) -> None:

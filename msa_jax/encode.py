@@ -3,8 +3,8 @@
     python -m msa_jax.encode --checkpoint=runs/tiny --documents=docs.jsonl --bank=bank
 
 Documents with a key that the bank has replace what it has; those that did not change cost nothing,
-so the same command also goes on after an interruption. `--estimate` only says how much memory it
-would all take.
+so the same command also goes on after an interruption. With `--prune`, documents of the bank that
+are not among those given are removed. `--estimate` only says how much memory it would all take.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from msa_jax.memory.chunks import DTYPES, Layout
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import Budget, format_bytes, plan_tiers
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
+from msa_jax.terminal import show
 
 # Documents that are split at once for an estimate.
 _ESTIMATED_AT_ONCE = 1024
@@ -75,6 +76,12 @@ _MAX_DOCUMENT_TOKENS = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
+_PRUNE = flags.DEFINE_bool(
+    "prune",
+    False,
+    "Remove from the bank what is not among the documents given.",
+    flag_values=FLAGS,
+)
 _ESTIMATE = flags.DEFINE_bool(
     "estimate", False, "Say how much memory it takes, and stop.", flag_values=FLAGS
 )
@@ -90,7 +97,7 @@ _MEMORY_TOKENS = flags.DEFINE_integer(
 def main(arguments: Sequence[str]) -> None:
     cli.refuse_arguments(arguments)
     if _ESTIMATE.value:
-        print(estimate())
+        show(estimate())
         return
     bank = cli.given(_BANK, "the directory of the bank")
     source = open_source(cli.given(_DOCUMENTS, "a JSON Lines file, a folder or -"))
@@ -99,8 +106,10 @@ def main(arguments: Sequence[str]) -> None:
     with _open_bank(bank, loaded) as store:
         encoder = Encoder(loaded.model, loaded.params, store.layout, mesh)
         with cli.EncodingBar(source) as bar:
-            counts = Ingestor(loaded, encoder, store).add(source, bar.planned, bar.encoded)
-        print(_summary(store, counts, time.perf_counter() - started))
+            ingestor = Ingestor(loaded, encoder, store)
+            take = ingestor.sync if _PRUNE.value else ingestor.add
+            counts = take(source, bar.planned, bar.encoded)
+        show(_summary(store, counts, time.perf_counter() - started))
 
 
 def estimate() -> str:
@@ -220,9 +229,11 @@ def _open_bank(bank: str, loaded: LoadedModel) -> Store:
 
 def _summary(store: Store, counts: Counts, seconds: float) -> str:
     keys, content = (store.num_chunks * size for size in store.layout.bytes_per_chunk())
+    removed = f", {counts.removed:,} removed" if _PRUNE.value else ""
     return (
         f"{counts.added:,} documents added, {counts.updated:,} updated, {counts.unchanged:,} "
-        f"unchanged, {counts.empty:,} without text: {counts.tokens:,} tokens in {seconds:.1f} s. "
+        f"unchanged, {counts.empty:,} without text{removed}: {counts.tokens:,} tokens in "
+        f"{seconds:.1f} s. "
         f"{store.path} holds {store.num_documents:,} documents in {store.num_parts:,} parts, "
         f"{store.num_tokens:,} tokens, routing keys {format_bytes(keys)}, content "
         f"{format_bytes(content)}."

@@ -22,6 +22,7 @@ from msa_jax.evaluation.judge import JudgeError
 from msa_jax.evaluation.ruler.run import RulerRun, ruler_config
 from msa_jax.evaluation.suite import Suite
 from msa_jax.evaluation.suite_config import suite_config
+from msa_jax.terminal import show
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,14 +30,14 @@ def main(arguments: Sequence[str]) -> None:
     values = CONFIG.value.to_dict()
     values["workdir"] = workdir_of(values["workdir"], values.get("checkpoint"))
     if values.pop("benchmark", None) == "ruler":
-        print(RulerRun(ruler_config(values)).run())
+        show(RulerRun(ruler_config(values)).run())
         return
     suite = Suite(suite_config(values))
     try:
         suite.run()
     finally:
         # Of a run that fails, too: what was measured is worth keeping.
-        print(write_curves(suite, sys.argv))
+        show(write_curves(suite, sys.argv))
 
 
 def workdir_of(workdir: str, checkpoint: str | None) -> str:

@@ -37,6 +37,7 @@ from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.loading import load_model
 from msa_jax.engine.ranking import rank_documents
+from msa_jax.terminal import show
 
 METHODS = ("bm25", "router")
 QUERIES = ("given", "synthetic")
@@ -104,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
         mined = neighbours_together(mined)
     write_questions(to, mined)
     mean = sum(len(question.negative_ids) for question in mined) / len(mined)
-    print(f"{len(mined):,} questions with {mean:.1f} negatives each, written to {to}.")
+    show(f"{len(mined):,} questions with {mean:.1f} negatives each, written to {to}.")
 
 
 def rank_by_router(

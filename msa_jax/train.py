@@ -18,6 +18,7 @@ from msa_jax.data.demo import DemoConfig, build_demo_corpus
 from msa_jax.evaluation.report import write_report
 from msa_jax.evaluation.scaling import ScalingConfig, measure_scaling
 from msa_jax.modules.transformer import Transformer
+from msa_jax.terminal import show
 from msa_jax.training.config import TrainConfig, train_config
 from msa_jax.training.trainer import DivergenceError, train
 from msa_jax.typing import PyTree
@@ -102,8 +103,8 @@ def evaluate(
             "evaluation": round(time.monotonic() - trained, 1),
         },
     }
-    print(write_report(run_config.workdir, points, facts))
-    print(f"Written to {run_config.workdir}: results.json, scaling.png, metrics.jsonl.")
+    show(write_report(run_config.workdir, points, facts))
+    show(f"Written to {run_config.workdir}: results.json, scaling.png, metrics.jsonl.")
 
 
 def _split_files(corpus: Path, split: str) -> tuple[str, str]:

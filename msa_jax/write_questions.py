@@ -30,6 +30,7 @@ from msa_jax.engine.loading import LoadedModel, load_model
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.modules.transformer import Transformer
 from msa_jax.modules.unstack import unstack_layers
+from msa_jax.terminal import show
 from msa_jax.training.question_writer import Format, WriterConfig, learn_to_write
 from msa_jax.typing import PyTree
 
@@ -95,18 +96,18 @@ def main(arguments: Sequence[str]) -> None:
     form = Format(loaded.tokenizer, config)
     with tqdm(total=config.steps, desc="learn to write", unit="step") as bar:
 
-        def show(loss: float) -> None:
+        def show_loss(loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
         params = learn_to_write(
-            loaded.model, loaded.params, form, corpus.documents, given, config, show
+            loaded.model, loaded.params, form, corpus.documents, given, config, show_loss
         )
     written = list(ask_about(loaded.model, params, form, about, config))
     if not written:
         raise ConfigError("no question could be used; train longer with --steps.")
     write_questions(to, written)
-    print(f"{len(written):,} questions about {len(about):,} documents written to {to}.")
+    show(f"{len(written):,} questions about {len(about):,} documents written to {to}.")
 
 
 def ask_about(

@@ -69,7 +69,7 @@ def test_the_commands_of_the_page(page, place, monkeypatch, capsys):
         "msa_jax.encode",
     }
     with Store.open("bank") as store:
-        assert list(store.keys()) == ["a", "b.md"]
+        assert list(store.keys()) == ["b.md"]
     with Store.open("notes") as store:
         assert not list(store.keys())
     assert "25,000,000 chunks" in capsys.readouterr().out

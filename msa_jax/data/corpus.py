@@ -32,7 +32,7 @@ def read_corpus(sources: Mapping[str, SourceConfig]) -> Corpus:
 
     Raises:
         RecordError: for a bad record, an id that two sources use for different documents, a
-            question that names no document or one that there is not.
+            question that names no document, one that there is not or one without text.
         ConfigError: for a source that gives no question though it names files of them.
     """
     # Sources may read the same file.
@@ -49,6 +49,7 @@ def read_corpus(sources: Mapping[str, SourceConfig]) -> Corpus:
         asked = [x for path in source.question_paths for x in read_questions(path)]
         questions[name] = _kept(asked, source)
         records.check_references(everything.values(), questions[name])
+        _check_texts(everything, questions[name])
         of_other_splits += [x for x in asked if not _is_of_split(x, source)]
     named = {name: _named(kept) for name, kept in questions.items()}
     named_at_all = set().union(*named.values())
@@ -92,24 +93,34 @@ def _kept(asked: Sequence[Question], source: SourceConfig) -> list[Question]:
     return kept
 
 
+def _check_texts(documents: Mapping[str, Document], questions: Sequence[Question]) -> None:
+    """Refuses questions about documents that say nothing."""
+    for question in questions:
+        for doc_id in question.positive_ids:
+            if not documents[doc_id].text.strip():
+                raise RecordError(
+                    f"{question.where}: positive_ids names {doc_id!r}, which has no text."
+                )
+
+
 def _pool(
     sources: Mapping[str, SourceConfig],
     usable: Mapping[str, Iterable[Document]],
     named: Sequence[Document],
 ) -> dict[str, Document]:
-    """All documents by id, without copies and near copies of others."""
+    """All documents by id, without copies and near copies of others, and empty ones."""
     needed = {document.id for document in named}
-    texts = {document.text for document in named}
+    shown = {document.shown for document in named}
     titles = {document.title for document in named} - {""}
     pool: dict[str, Document] = {}
     for name, documents in usable.items():
         for document in documents:
-            is_copy = document.text in texts or (
+            is_copy = document.shown in shown or (
                 not sources[name].questions and document.title in titles
             )
-            if document.id in needed or not is_copy:
+            if document.id in needed or (document.text.strip() and not is_copy):
                 pool.setdefault(document.id, document)
-                texts.add(document.text)
+                shown.add(document.shown)
     return pool
 
 

@@ -122,7 +122,7 @@ def build_demo_corpus(
     }
     arguments = {"format": _FORMAT, **json.loads(json.dumps(dataclasses.asdict(config)))}
     with contextlib.suppress(FileNotFoundError, ValueError):
-        written = json.loads(manifest.read_text())
+        written = json.loads(manifest.read_text(encoding="utf-8"))
         if written["arguments"] == arguments and all(file.exists() for file in files.values()):
             return written["counts"]
 
@@ -137,7 +137,9 @@ def build_demo_corpus(
         counts[f"{split}_questions"] = len(questions)
         counts[f"{split}_passage_tokens"] = _count_tokens(bodies)
     partial = directory / "corpus.json.partial"
-    partial.write_text(json.dumps({"arguments": arguments, "counts": counts}, indent=2) + "\n")
+    partial.write_text(
+        json.dumps({"arguments": arguments, "counts": counts}, indent=2) + "\n", encoding="utf-8"
+    )
     partial.replace(manifest)
     return counts
 

@@ -68,13 +68,13 @@ def mine_negatives(
             if not best.issuperset(question.positive_ids):
                 continue
         answers = _answer_pattern(question)
-        texts = {by_id[doc_id].text for doc_id in question.positive_ids}
+        shown = {by_id[doc_id].shown for doc_id in question.positive_ids}
         negatives: list[str] = []
         for document in (documents[index] for index in ranking):
             if len(negatives) == num_negatives:
                 break
             # A copy of a positive is as right as it is.
-            if document.id in question.positive_ids or document.text in texts:
+            if document.id in question.positive_ids or document.shown in shown:
                 continue
             if answers is None or not answers.search(f"{document.title}\n{document.text}"):
                 negatives.append(document.id)

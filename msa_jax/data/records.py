@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import json
-import lzma
 import os
 import pathlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
+
+from msa_jax.data.files import (
+    RecordError,
+    check_json,
+    checked_string,
+    kind_of,
+    opened,
+    read_rows,
+)
 
 T = TypeVar("T")
 
-_OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
-
-
-class RecordError(ValueError):
-    """A record that cannot be used; the message names the file, the line and the field."""
+_DATE = "date"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Document:
 
     Attributes:
         id: unique and stable key.
-        title: goes before the text, on a line of its own; "" for none.
+        text: what it says; of a document that has a title only, the title.
+        title: goes before the text, on a line of its own, unless it is the text; "" for none.
         metadata: anything else that the file says about the document.
     """
 
@@ -37,6 +41,15 @@ class Document:
     text: str
     title: str = ""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.text.strip() and self.title.strip():
+            object.__setattr__(self, "text", self.title)
+
+    @property
+    def shown(self) -> tuple[str, str, str]:
+        """All that is shown of a document; those of which it is the same are copies."""
+        return self.title.strip(), self.text.strip(), str(self.metadata.get(_DATE, ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,17 +148,9 @@ def iterate_documents(lines: Iterable[bytes], name: str) -> Iterator[Document]:
     return _refuse_repeated_ids(_records(lines, name, _parse_document))
 
 
-def decompressed(file: IO[bytes], name: str | os.PathLike) -> IO[bytes]:
-    """What is in an open file, which is compressed if its name ends in `.gz` or `.xz`."""
-    opener = _OPENERS.get(pathlib.Path(name).suffix)
-    return file if opener is None else opener(file)
-
-
 def _read(path: str | os.PathLike, parse: Callable[[dict, str], T]) -> Iterator[tuple[str, T]]:
-    if not os.path.isfile(path):
-        raise RecordError(f"{os.fspath(path)}: there is no such file.")
-    with open(path, "rb") as file:
-        yield from _records(decompressed(file, path), os.fspath(path), parse)
+    with opened(path) as lines:
+        yield from _records(lines, os.fspath(path), parse)
 
 
 def _records(
@@ -174,41 +179,25 @@ def _with_distinct_ids(found: Iterable[tuple[str, Question]]) -> Iterator[Questi
         yield question if count == 1 else dataclasses.replace(question, id=f"{question.id}#{count}")
 
 
-def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict]]:
-    """Yields `file:line` and the object of every JSON line that is not blank."""
-    # Bytes split at b"\n" only: str.splitlines would also split at U+2028 inside a text.
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise RecordError(f"{where}: not a line of JSON in UTF-8 ({error}).") from None
-        if not isinstance(row, dict):
-            raise RecordError(f"{where}: a record must be an object, not {kind_of(row)}.")
-        yield where, row
-
-
 def _parse_document(row: dict, where: str) -> Document:
     return Document(
         id=_string(row, "id", where),
         text=_string(row, "text", where),
-        title=_string(row, "title", where, default=""),
+        title=checked_string(_optional(row, "title", ""), "title", where),
         metadata=_metadata(row, Document, where),
     )
 
 
 def _parse_question(row: dict, where: str) -> Question:
-    hops = row.get("hops", [])
+    hops = _optional(row, "hops", [])
     if not isinstance(hops, list):
         raise RecordError(f"{where}: hops must be a list of lists, not {kind_of(hops)}.")
     question = Question(
         id=_string(row, "id", where),
         question=_string(row, "question", where),
-        answers=_strings(row.get("answers", []), "answers", where),
+        answers=_strings(_optional(row, "answers", []), "answers", where),
         positive_ids=_strings(_required(row, "positive_ids", where), "positive_ids", where),
-        negative_ids=_strings(row.get("negative_ids", []), "negative_ids", where),
+        negative_ids=_strings(_optional(row, "negative_ids", []), "negative_ids", where),
         hops=tuple(_strings(hop, "hops", where) for hop in hops),
         metadata=_metadata(row, Question, where),
         where=where,
@@ -226,11 +215,17 @@ def _parse_question(row: dict, where: str) -> Question:
 
 def _metadata(row: dict, cls: type, where: str) -> dict:
     """What `metadata` holds, and the fields that records of a class do not have."""
-    metadata = row.get("metadata", {})
+    metadata = _optional(row, "metadata", {})
     if not isinstance(metadata, dict):
         raise RecordError(f"{where}: metadata must be an object, not {kind_of(metadata)}.")
-    fields = {field.name for field in dataclasses.fields(cls)}
-    return {key: row[key] for key in row if key not in fields} | metadata
+    fields = {field.name for field in dataclasses.fields(cls)} - {"where"}
+    others = {key: row[key] for key in row if key not in fields}
+    twice = next((key for key in others if metadata.get(key, others[key]) != others[key]), None)
+    if twice is not None:
+        raise RecordError(f"{where}: {twice} is a field and, with another value, in metadata.")
+    for key, value in (others | metadata).items():
+        check_json({key: value}, f"{key!r}" if key in others else f"metadata {key!r}", where)
+    return others | metadata
 
 
 def _required(row: dict, field: str, where: str) -> Any:
@@ -239,9 +234,14 @@ def _required(row: dict, field: str, where: str) -> Any:
     return row[field]
 
 
-def _string(row: dict, field: str, where: str, default: str | None = None) -> str:
-    value = row.get(field, default) if default is not None else _required(row, field, where)
-    return checked_string(value, field, where)
+def _optional(row: dict, field: str, default: Any) -> Any:
+    """The value of a field that may be left out, or be null."""
+    value = row.get(field)
+    return default if value is None else value
+
+
+def _string(row: dict, field: str, where: str) -> str:
+    return checked_string(_required(row, field, where), field, where)
 
 
 def _strings(value: Any, field: str, where: str) -> tuple[str, ...]:
@@ -251,24 +251,6 @@ def _strings(value: Any, field: str, where: str) -> tuple[str, ...]:
     if field != "answers" and len(set(strings)) < len(strings):
         raise RecordError(f"{where}: {field} names a document twice.")
     return strings
-
-
-def checked_string(value: Any, field: str, where: str) -> str:
-    """A value that must be text which can be encoded."""
-    if not isinstance(value, str):
-        raise RecordError(f"{where}: {field} must be text, not {kind_of(value)}.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        # JSON can escape half of a surrogate pair; no tokenizer can encode it.
-        raise RecordError(f"{where}: {field} holds an unpaired surrogate (\\ud800).") from None
-    return value
-
-
-def kind_of(value: Any) -> str:
-    """What error messages call a value of JSON."""
-    kinds = {type(None): "null", list: "a list", dict: "an object", str: "text", bool: "a boolean"}
-    return kinds.get(type(value), "a number")
 
 
 def _write(path: str | os.PathLike, rows: Iterable[dict]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from msa_jax.data.records import Document, RecordError, decompressed, iterate_documents
+from msa_jax.data.files import decoded, decompressed, kind_of_file, reading, status_of
+from msa_jax.data.records import Document, RecordError, iterate_documents
+from msa_jax.terminal import note
 
 STANDARD_INPUT = "-"
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
@@ -43,60 +47,73 @@ def open_source(path: str | os.PathLike) -> DocumentSource:
             Lines on standard input.
 
     Raises:
-        RecordError: if there is nothing of the kind, or a folder without text files.
+        RecordError: if there is nothing of the kind, a folder that cannot be read, or one without
+            text files.
     """
-    if os.fspath(path) == STANDARD_INPUT:
-        return _Lines(sys.stdin.buffer, "standard input", None)
+    name = os.fspath(path)
+    if name == STANDARD_INPUT:
+        return _Lines(_standard_input, "standard input", None)
     if os.path.isdir(path):
         return _Folder(Path(path))
-    if os.path.isfile(path) and os.fspath(path).lower().endswith(TEXT_SUFFIXES):
-        return _Folder(Path(path).parent, [Path(path)])
-    if not os.path.exists(path):
-        raise RecordError(f"{os.fspath(path)}: there is no such file or folder.")
-    try:
-        return _Lines(open(path, "rb"), os.fspath(path), os.path.getsize(path))
-    except OSError as error:
-        raise RecordError(f"{os.fspath(path)}: cannot be read ({error.strerror}).") from error
+    if not os.path.lexists(path):
+        raise RecordError(f"{name}: there is no such file or folder.")
+    size = status_of(path).st_size
+    if name.lower().endswith(TEXT_SUFFIXES):
+        return _Folder(Path(path).parent, {Path(path): size})
+    return _Lines(lambda: open(path, "rb"), name, size)
+
+
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None:
+        raise RecordError("standard input is closed; give documents there, or name a file.")
+    # With a buffer of its own: the program may end while a thread waits here for more.
+    buffer = sys.stdin.buffer
+    return io.BufferedReader(getattr(buffer, "raw", buffer))
 
 
 class _Lines(DocumentSource):
     """JSON Lines."""
 
-    def __init__(self, file: IO[bytes], name: str, size: int | None):
+    def __init__(self, opener: Callable[[], IO[bytes]], name: str, size: int | None):
         super().__init__(size)
-        self._file, self._name = file, name
+        self._opener, self._name = opener, name
 
     def __iter__(self) -> Iterator[Document]:
-        with self._file:
-            yield from iterate_documents(self._lines(), self._name)
+        with reading(self._name), self._opener() as file:
+            yield from iterate_documents(self._lines(file), self._name)
 
-    def _lines(self) -> Iterator[bytes]:
-        for line in decompressed(self._file, self._name):
+    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
+        for line in decompressed(file, self._name):
             if self._size is not None:
-                self._read = self._file.tell()
+                self._read = file.tell()
             yield line
 
 
 class _Folder(DocumentSource):
     """Text files: the key is the path within the folder, the title the file's name.
 
-    Files and folders whose names start with a dot are left out, and links to folders not followed.
+    Files and folders whose names start with a dot are left out. So are links to folders and what
+    is no file (a pipe, a link to nothing), with a note on each.
     """
 
-    def __init__(self, folder: Path, paths: list[Path] | None = None):
-        """`paths` within the folder; None for all its text files."""
+    def __init__(self, folder: Path, sizes: dict[Path, int] | None = None):
+        """`sizes` by path within the folder; None for all its text files."""
         self._folder = folder
-        self._paths = sorted(self._find()) if paths is None else paths
-        if not self._paths:
+        sizes = dict(self._find()) if sizes is None else sizes
+        if not sizes:
             raise RecordError(f"{folder}: the folder has no {', '.join(TEXT_SUFFIXES)} file.")
-        super().__init__(sum(path.stat().st_size for path in self._paths))
+        self._paths = sorted(sizes)
+        super().__init__(sum(sizes.values()))
 
-    def _find(self) -> Iterator[Path]:
-        for parent, folders, files in os.walk(self._folder):
+    def _find(self) -> Iterator[tuple[Path, int]]:
+        for parent, folders, files in os.walk(self._folder, onerror=_refuse_folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
+            for path in (Path(parent, name) for name in folders):
+                if path.is_symlink():
+                    note(f"skipped: {path}: is a link to a folder.")
             for name in files:
                 if not name.startswith(".") and name.lower().endswith(TEXT_SUFFIXES):
-                    yield Path(parent, name)
+                    yield from _sized(Path(parent, name))
 
     def __iter__(self) -> Iterator[Document]:
         for path in self._paths:
@@ -108,14 +125,28 @@ class _Folder(DocumentSource):
             key.encode("utf-8")
         except UnicodeEncodeError:
             raise RecordError(f"{path!r}: the file's name is not UTF-8; rename it.") from None
-        try:
+        with reading(path):
             content = path.read_bytes()
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise RecordError(
-                f"{path}: not text in UTF-8 (byte {error.start}); convert or remove it."
-            ) from None
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be read ({error.strerror}).") from error
         self._read += len(content)
-        return Document(id=key, text=text, title=path.stem)
+        text = decoded(content, str(path))
+        # An empty file says nothing; its name is not what somebody wrote.
+        return Document(id=key, text=text, title=path.stem if text.strip() else "")
+
+
+def _sized(path: Path) -> Iterator[tuple[Path, int]]:
+    """A path and its size; nothing, and a note, for what is no file and might never end."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if not path.is_symlink():
+            raise RecordError(f"{path}: cannot be read ({error.strerror}).") from None
+        note(f"skipped: {path}: is a link that leads to no file.")
+        return
+    if stat.S_ISREG(status.st_mode):
+        yield path, status.st_size
+    else:
+        note(f"skipped: {path}: is no file but {kind_of_file(status)}.")
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise RecordError(f"{error.filename}: the folder cannot be read ({error.strerror}).")

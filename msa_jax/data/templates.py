@@ -149,7 +149,8 @@ class PromptBuilder:
 
     def document_text(self, document: Document) -> str:
         """The text to encode for a document, once, whatever its id will be."""
-        title = f"{document.title}\n" if document.title else ""
+        has_more = document.text.strip() != document.title.strip()
+        title = f"{document.title}\n" if document.title and has_more else ""
         return self.template.document_text.format(title=title, text=document.text)
 
     def prepare(self, field: str, values: Iterable[str | int]) -> None:

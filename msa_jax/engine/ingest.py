@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from msa_jax.engine.encode import Encoder, bank_layout
 from msa_jax.engine.loading import LoadedModel, fingerprint
 from msa_jax.memory.chunks import Chunks, Layout
 from msa_jax.memory.store import EncodedDocument, Part, Passage, Store
+
+T = TypeVar("T")
 
 DEFAULT_DOCUMENT_TOKENS = 512
 # Of a slice: arrays of this size, and not more work than one would like to lose.
@@ -45,6 +48,7 @@ class Counts:
         empty: documents without text; one of the same key is gone now.
         parts: of the documents added and updated.
         tokens: of these parts.
+        removed: documents that were in the bank and are not among those given (`Ingestor.sync`).
     """
 
     added: int = 0
@@ -53,6 +57,7 @@ class Counts:
     empty: int = 0
     parts: int = 0
     tokens: int = 0
+    removed: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         sums = map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
@@ -222,19 +227,61 @@ class Ingestor:
             StoreError: if the bank cannot be written.
         """
         total, slices = Counts(), self._slices(documents)
-        with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+
+        def prepare_next() -> Future[_Slice | None]:
+            return _in_background(lambda: self._prepare_next(slices, on_planned))
+
+        with ThreadPoolExecutor(1) as writing:
             commit: Future | None = None
-            upcoming = reading.submit(self._prepare_next, slices, on_planned)
-            while (current := upcoming.result()) is not None:
-                upcoming = reading.submit(self._prepare_next, slices, on_planned)
-                chunks = self._encoder.encode(current.tokens, on_encoded)
-                if commit is not None:
-                    commit.result()
-                commit = writing.submit(self._commit, current, chunks)
-                total += current.counts
+            upcoming = prepare_next()
+            try:
+                while (current := upcoming.result()) is not None:
+                    upcoming = prepare_next()
+                    chunks = self._encoder.encode(current.tokens, on_encoded)
+                    if commit is not None:
+                        commit.result()
+                    commit = writing.submit(self._commit, current, chunks)
+                    total += current.counts
+            except Exception:
+                wait([upcoming])
+                raise
             if commit is not None:
                 commit.result()
         return total
+
+    def sync(
+        self,
+        documents: Iterable[Document],
+        on_planned: Callable[[int], None] = lambda tokens: None,
+        on_encoded: Callable[[int], None] = lambda tokens: None,
+    ) -> Counts:
+        """Makes the bank hold exactly these documents: adds them, then removes all others.
+
+        When it fails, nothing has been removed but what `add` replaced.
+
+        Args:
+            documents: see `add`.
+            on_planned: likewise.
+            on_encoded: likewise.
+
+        Raises:
+            RecordError: likewise, or if there is no document at all: that would empty the bank.
+            ConfigError: likewise.
+            StoreError: likewise.
+        """
+        keys: set[str] = set()
+
+        def noted() -> Iterator[Document]:
+            for document in documents:
+                keys.add(document.id)
+                yield document
+
+        counts = self.add(noted(), on_planned, on_encoded)
+        if not keys:
+            raise RecordError("there is no document; the bank is left as it was.")
+        others = sorted(set(self._store.keys()) - keys)
+        self._store.commit(deletes=others)
+        return counts + Counts(removed=len(others))
 
     def _slices(self, documents: Iterable[Document]) -> Iterator[list[Document]]:
         seen: set[str] = set()
@@ -300,3 +347,20 @@ class Ingestor:
             puts.append(EncodedDocument(document, tuple(parts), chunks[first:stop]))
             first = stop
         self._store.commit(puts, deletes=current.removed)
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """The result of a call in a thread for which the end of the program does not wait.
+
+    It may read from a terminal, on which nothing comes after Ctrl-C.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

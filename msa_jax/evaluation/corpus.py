@@ -45,7 +45,8 @@ class CorpusConfig:
     """Which documents there are.
 
     A document's pool is its field `source`, or where it has none the name of its file up to the
-    first dot. Of documents with the same text the first is kept.
+    first dot. Of documents that show the same (title, text, date) the first is
+    kept.
 
     Attributes:
         documents: files (`records.read_documents`).
@@ -171,7 +172,8 @@ class Kept(NamedTuple):
 
 def pool_of(document: Document, path: str) -> str:
     """The pool of a document of this file (`CorpusConfig`)."""
-    return document.metadata.get("source", _file_pool(path))
+    source = document.metadata.get("source")
+    return source if isinstance(source, str) else _file_pool(path)
 
 
 def _file_pool(path: str) -> str:
@@ -186,7 +188,7 @@ def _distinct(config: CorpusConfig) -> tuple[list[Kept], dict[str, int]]:
             pool = pool_of(document, path)
             if pool in config.without_pools:
                 continue
-            index = first_with.setdefault(document.text.strip(), len(kept))
+            index = first_with.setdefault(document.shown, len(kept))
             if index == len(kept):
                 kept.append(Kept(document, pool, file))
             if document_of.setdefault(document.id, index) != index:

@@ -122,6 +122,7 @@ class Memories:
         """
         self.corpus, self.questions, self.sizes = corpus, questions, tuple(sizes)
         self.documents = [_positives(corpus, question) for question in questions]
+        _check_held(corpus, questions)
         order = np.argsort(corpus.document, kind="stable")
         self.own = [_parts_of(corpus, order, documents) for documents in self.documents]
         self._tier = _tiers(corpus, tiers)
@@ -282,6 +283,17 @@ def _positives(corpus: Corpus, question: Question) -> list[int]:
             f"question {question.id!r} needs {unknown[0]!r}, which is no document of the corpus."
         )
     return list(dict.fromkeys(corpus.document_of[key] for key in question.positive_ids))
+
+
+def _check_held(corpus: Corpus, questions: Sequence[Question]) -> None:
+    """Refuses questions about documents without text, which nothing could ever find."""
+    num_parts = np.bincount(corpus.document, minlength=len(corpus.titles))
+    for question in questions:
+        for key in question.positive_ids:
+            if not num_parts[corpus.document_of[key]]:
+                raise ConfigError(
+                    f"question {question.id!r} needs {key!r}, of which no text is in the corpus."
+                )
 
 
 def _parts_of(corpus: Corpus, order: np.ndarray, documents: Sequence[int]) -> np.ndarray:

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from msa_jax.memory.parts import StoreError
 
@@ -45,15 +45,23 @@ class WriteLock:
 
 
 @contextlib.contextmanager
-def waiting_lock(path: pathlib.Path) -> Iterator[None]:
+def waiting_lock(path: pathlib.Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds the lock of a file, after whoever holds it now.
+
+    Args:
+        path: of the file, which is made if absent.
+        on_wait: called if somebody else holds the lock.
 
     Raises:
         OSError: if the file cannot be written.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

@@ -29,6 +29,7 @@ from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import make_mesh
 from msa_jax.sharding.rules import group_share, put_batch, state_shardings
+from msa_jax.terminal import note
 from msa_jax.training import routers
 from msa_jax.training.config import TrainConfig
 from msa_jax.training.curriculum import StageConfig
@@ -112,10 +113,7 @@ def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResul
         run = _Run(config, mesh, dataset, checkpointer, writer, stopped)
         result = run.train(resumed)
     if result.interrupted and jax.process_index() == 0:
-        print(
-            f"SIGTERM: saved step {result.step} in {directory}; the same command goes on from it.",
-            file=sys.stderr,
-        )
+        note(f"SIGTERM: saved step {result.step} in {directory}; the same command goes on from it.")
     return result
 
 

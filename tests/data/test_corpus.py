@@ -109,6 +109,27 @@ def test_copies_and_articles_of_the_same_title_are_left_out_unless_named(source)
     assert corpus.members["w"] == ("w3",)
 
 
+def test_documents_are_copies_only_if_all_that_they_show_is_the_same(source):
+    documents = [
+        Document("a", "text", "T", {"date": "1901"}),
+        Document("title", "text", "U", {"date": "1901"}),
+        Document("date", "text", "T", {"date": "1902"}),
+        Document("copy", " text", "T ", {"date": "1901", "page": 7}),
+        Document("titles only", "", "V"),
+        Document("another title only", "", "W"),
+        Document("nothing", " "),
+    ]
+    corpus = read_corpus({"s": source(documents, [question("q", ("a",))])})
+    assert list(corpus.documents) == [*("a", "title", "date", "titles only", "another title only")]
+
+
+def test_a_question_about_a_document_without_text_is_refused(source):
+    documents = [Document("a", ""), Document("b", "", "Title")]
+    read_corpus({"s": source(documents, [question("q", ("b",))])})
+    with pytest.raises(RecordError, match="s.q.jsonl:1: positive_ids names 'a', which has no text"):
+        read_corpus({"s": source(documents, [question("q", ("a",))])})
+
+
 def test_negatives_may_be_documents_of_another_source(source):
     asked = [question("q", ("x1",), negative_ids=("w",))]
     others = source([Document("w", "new")], None, name="w")

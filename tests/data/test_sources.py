@@ -8,9 +8,12 @@ import os
 import types
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from msa_jax.data.records import Document, RecordError
 from msa_jax.data.sources import open_source
+from tests.hostile import clean_texts, few
 
 ROWS = [{"id": f"d{n}", "text": f"text {n}", "title": "T", "topic": n} for n in range(200)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -72,7 +75,7 @@ def test_text_files_of_a_folder_are_documents(folder):
     source = open_source(folder)
     assert list(source) == [
         Document("a/READ me.md", "# é\r\n", "READ me"),
-        Document("a/deep/c.RST", "", "c"),
+        Document("a/deep/c.RST", ""),
         Document("b.txt", "plain", "b"),
     ]
     assert source.fraction == 1
@@ -98,3 +101,93 @@ def test_a_folder_without_text_and_a_missing_path_are_refused(tmp_path):
         open_source(tmp_path)
     with pytest.raises(RecordError, match="nowhere: there is no such file or folder"):
         open_source(tmp_path / "nowhere")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_nothing_is_left_out(folder, monkeypatch):
+    scandir = os.scandir
+
+    def locked(path):
+        if os.path.basename(path) == "deep":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(RecordError, match=r"a/deep: the folder cannot be read \(Permission denied"):
+        open_source(folder)
+
+
+def test_what_is_no_file_is_left_out_with_a_note_on_each(folder, capsys):
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "a" / "gone.md").symlink_to(folder / "nothing")
+    (folder / "loop.txt").symlink_to(folder / "loop.txt")
+    (folder / "null\x1b[2J.txt").symlink_to("/dev/null")
+    (folder / "again").symlink_to(folder / "a", target_is_directory=True)
+    (folder / "good.txt").symlink_to(folder / "b.txt")
+    (folder / "folder.txt").mkdir()
+    assert [x.id for x in open_source(folder)] == [
+        *("a/READ me.md", "a/deep/c.RST", "b.txt", "good.txt")
+    ]
+    notes = capsys.readouterr().err.splitlines()
+    assert sorted(note.removeprefix(f"skipped: {folder}/") for note in notes) == [
+        "a/gone.md: is a link that leads to no file.",
+        "again: is a link to a folder.",
+        "loop.txt: is a link that leads to no file.",
+        "null\\x1b[2J.txt: is no file but a device.",
+        "pipe.txt: is no file but a named pipe.",
+    ]
+
+
+def test_a_file_that_goes_while_its_folder_is_read_is_named(folder):
+    documents = iter(open_source(folder))
+    next(documents)
+    (folder / "b.txt").unlink()
+    next(documents)
+    with pytest.raises(RecordError, match=r"b\.txt: cannot be read \(No such file"):
+        next(documents)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "docs.jsonl")
+    for name in ("docs.jsonl", "docs.txt"):
+        if name == "docs.txt":
+            os.mkfifo(tmp_path / name)
+        with pytest.raises(RecordError, match=rf"{name}: is a named pipe, not a file"):
+            open_source(tmp_path / name)
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(RecordError, match="gone.jsonl: is a link to a file that is not there"):
+        open_source(tmp_path / "gone.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_text_in_utf16_is_refused_by_name(folder, encoding):
+    (folder / "b.txt").write_bytes("Привет, мир".encode(encoding))
+    with pytest.raises(RecordError, match=r"b\.txt: is UTF-16 or no text"):
+        list(open_source(folder))
+
+
+def test_closed_standard_input_is_an_error(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(RecordError, match="standard input is closed"):
+        list(open_source("-"))
+
+
+names = clean_texts.map(lambda x: x.replace("/", "_").replace("\0", "_").lstrip(".")[:40])
+
+
+@few(100)
+@given(st.dictionaries(names, clean_texts, max_size=3))
+def test_every_text_file_is_a_document_or_an_error(tmp_path_factory, contents):
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "first.txt").write_text("first")
+    written = {"first.txt": "first"}
+    for name, text in contents.items():
+        path = folder / f"{name}.txt"
+        if name and len(os.fsencode(path.name)) < 250:
+            path.write_bytes(text.encode())
+            written[path.name] = text.removeprefix("\ufeff")
+    try:
+        documents = list(open_source(folder))
+    except RecordError as error:
+        assert str(folder) in str(error) and any("\0" in text for text in written.values())
+    else:
+        assert {x.id: x.text for x in documents} == written

@@ -19,7 +19,7 @@ def write_files(folder: Path, num_distractors: int = 120) -> None:
         Document(f"animal-{i}", f"The {animal} {DEEDS[i % 4]}.", animal.title(), {"source": "zoo"})
         for i, animal in enumerate(ANIMALS)
     ]
-    documents.append(Document("copy", documents[0].text, "Copy", {"source": "zoo"}))
+    documents.append(Document("copy", documents[0].text, documents[0].title, {"source": "zoo"}))
     write_documents(folder / "zoo.jsonl", documents)
     others = [
         Document(f"other-{i}", f"Value {i} of the series is {i * 7919 % 1000}.", f"Item {i}")

@@ -1,7 +1,8 @@
 """BEIR and MS MARCO's passage ranking: a collection, queries, and judgements of both.
 
 The collection is read once, from end to end; queries and judgements are held in memory. Judgements
-of a query or a document that is not there, which some of the published files have, are left out.
+of a query or a document that is not there or is empty, which some of the published files have, are
+left out, and so are empty documents.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ def _records(
     wanted = {doc_id for split in judged.values() for grades in split.values() for doc_id in grades}
     present = set()
     for document in corpus:
+        if not document.text.strip():
+            continue
         if document.id in wanted:
             present.add(document.id)
         yield document

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from msa_jax.data.records import (
-    Document,
-    Question,
+from msa_jax.data.files import (
     RecordError,
     checked_string,
-    decompressed,
+    decoded,
+    json_decoder,
     kind_of,
+    opened,
+    parse_json,
     read_rows,
 )
+from msa_jax.data.records import Document, Question
 
 Record = Document | Question
 
@@ -118,20 +117,6 @@ def split_of(path: Path) -> str | None:
     return match[1] if match else None
 
 
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """What is in a file, which may be compressed; one that cannot be read is a `RecordError`."""
-    try:
-        with open(path, "rb") as file:
-            yield decompressed(file, path)
-    except FileNotFoundError:
-        raise RecordError(f"{path}: there is no such file.") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise RecordError(f"{path}: cannot be read ({error}).") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not text in UTF-8 ({error}).") from None
-
-
 def head(path: Path) -> str:
     """The beginning of a file of text."""
     with opened(path) as file:
@@ -141,21 +126,21 @@ def head(path: Path) -> str:
 def read_whole(path: Path) -> Fields:
     """The object that a JSON file is."""
     with opened(path) as file:
-        content = file.read().decode("utf-8-sig")
+        content = decoded(file.read(), str(path))
     if not content.strip():
         raise RecordError(f"{path}: the file is empty.")
-    try:
-        return Fields(json.loads(content), str(path))
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}: not JSON ({error}).") from None
+    return Fields(parse_json(content, str(path)), str(path))
 
 
 def read_list(path: Path) -> Iterator[Fields]:
     """The objects of the list that a JSON file is, which may be larger than memory."""
     with opened(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        for number, value in enumerate(_values(text, path), start=1):
-            yield Fields(value, f"{path}, entry {number}")
+        try:
+            for number, value in enumerate(_values(text, path), start=1):
+                yield Fields(value, f"{path}, entry {number}")
+        except UnicodeDecodeError as error:
+            raise RecordError(f"{path}: not text in UTF-8 ({error.reason}).") from None
 
 
 def read_lines(path: Path) -> Iterator[Fields]:
@@ -170,7 +155,7 @@ def read_table(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]]:
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}:{number}"
-            columns = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+            columns = decoded(line, where, is_start=number == 1).rstrip("\r\n").split("\t")
             if len(columns) != num_columns:
                 raise RecordError(
                     f"{where}: must be {num_columns} columns with tabs between them, not "
@@ -180,10 +165,12 @@ def read_table(path: Path, num_columns: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def _values(file: io.TextIOWrapper, path: Path) -> Iterator[Any]:
-    decoder = json.JSONDecoder()
+    decoder = json_decoder()
     buffer = file.read(_BLOCK)
     if not buffer.strip():
         raise RecordError(f"{path}: the file is empty.")
+    if "\0" in buffer:
+        raise RecordError(f"{path}: is UTF-16 or no text; convert it to UTF-8.")
     if not buffer.lstrip().startswith("["):
         raise RecordError(f"{path}: must be one list of objects in JSON.")
     start, number = buffer.index("[") + 1, 1
@@ -193,6 +180,10 @@ def _values(file: io.TextIOWrapper, path: Path) -> Iterator[Any]:
             return
         try:
             value, start = decoder.raw_decode(buffer, start)
+        except RecursionError:
+            raise RecordError(
+                f"{path}, entry {number}: JSON in more levels than can be read."
+            ) from None
         except json.JSONDecodeError as error:
             # Twice as much each time: an entry that is long is not parsed over and over.
             more = file.read(max(_BLOCK, len(buffer) - start))
@@ -201,6 +192,8 @@ def _values(file: io.TextIOWrapper, path: Path) -> Iterator[Any]:
                     f"{path}, entry {number}: not JSON, or cut short ({error.msg})."
                 ) from None
             buffer, start = buffer[start:] + more, 0
+        except ValueError as error:
+            raise RecordError(f"{path}, entry {number}: not JSON ({error}).") from None
         else:
             number += 1
             yield value
