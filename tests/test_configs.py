@@ -11,19 +11,20 @@ import pytest
 from msa_jax.data.records import Document, Question, write_documents, write_questions
 from msa_jax.modules.init import init_params
 from msa_jax.training.config import train_config
+from msa_jax.training.curriculum import StageConfig
 from msa_jax.training.metrics import read_metrics
 from msa_jax.training.trainer import train
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
-def load(name):
+def load(name, *arguments):
     """Runs the `get_config` of a file whose name need not be that of a module."""
     path = next(path for path in CONFIGS if path.stem == name)
     spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(*arguments)
 
 
 def training_values(config):
@@ -36,7 +37,8 @@ def test_every_file_is_a_run(name):
     run = train_config(training_values(load(name)))
     assert run.stages
     for stage in run.stages:
-        assert stage.memory_tokens % run.data.row_tokens == 0
+        if isinstance(stage, StageConfig):
+            assert stage.memory_tokens % run.data.row_tokens == 0
     assert run.data.row_tokens % run.model.memory.pooling_kernel_size == 0
 
 
@@ -45,6 +47,7 @@ def test_every_file_is_a_run(name):
     [
         # Published sizes of the backbones; a router projects to N query and K key heads.
         ("100m", 134_515_008, 15 * 576 * (9 + 3) * 64),
+        ("look", 134_515_008, 15 * 576 * (9 + 3) * 64),
         ("qwen3_4b", 4_022_468_096, 18 * 2560 * (32 + 8) * 128),
     ],
 )
@@ -91,3 +94,14 @@ def test_a_step_at_reduced_size(name, tmp_path):
     (line,) = read_metrics(config.workdir)
     assert {"lm_loss", "aux_loss", "answer_loss"} < line.keys()
     assert math.isfinite(line["loss"]) and line["grad_norm"] > 0
+
+
+def test_the_sets_of_a_look_are_trained_on_or_held_out():
+    run = train_config(training_values(load("look", "folder")))
+    (stage,) = run.stages
+    sources = run.data.all_sources()
+    asked = {name for name, source in sources.items() if source.questions}
+    assert {*stage.mixture} | {*stage.held_out} == asked
+    assert sum(stage.mixture.values()) == pytest.approx(1, abs=0.05)
+    for name in asked:
+        assert sources[name].split == ("dev" if name in stage.held_out else "train")

@@ -10,8 +10,6 @@ import pytest
 from msa_jax.checkpoint.checkpointer import CHECKPOINTS, CheckpointConfig, best_step
 from msa_jax.checkpoint.look import load_look
 from msa_jax.config import ConfigError
-from msa_jax.core.segments import PADDING
-from msa_jax.data.config import ListShape
 from msa_jax.data.pipeline import DataConfig, training_iterator
 from msa_jax.data.records import Document, Question, write_documents, write_questions
 from msa_jax.engine.loading import load_model
@@ -26,7 +24,6 @@ from tests.training.processes import losses_of
 from tests.training.test_trainer import Killed, kill_at
 from tests.training.tiny import dataset_of, model_config, random_params, train_config
 
-COLOURS = ("red", "blue", "green", "black", "white", "brown")
 STAGE = {
     "name": "look",
     "steps": 4,
@@ -34,11 +31,14 @@ STAGE = {
     "groups": 2,
     "queries_per_group": 4,
     "candidates": 4,
-    "row_tokens": (24, 32),
+    "row_tokens": (32,),
     "held_out": ("dev",),
     "held_out_lists": 16,
     "lora_rank": 4,
 }
+
+
+MODEL = model_config(vocab_size=4096, num_layers=2, memory={"router_layers": (1,)})
 
 
 def look_stage(**changes):
@@ -46,18 +46,19 @@ def look_stage(**changes):
 
 
 def sources(directory):
-    """Of a hundred boats each has a colour, and is asked for by its number."""
-    documents = [Document(f"d{i}", f"boat {i}: {COLOURS[i % 6]} sail") for i in range(100)]
+    """Every second of a hundred boats has an amber sail, and is asked for; others are like it."""
+    colours = ("amber", "black")
+    documents = [Document(f"d{i}", f"boat {i}: {colours[i % 2]} sail") for i in range(100)]
     write_documents(directory / "documents.jsonl", documents)
     found = {}
-    for name, numbers in (("train", range(80)), ("dev", range(80, 100))):
+    for name, numbers in (("train", range(0, 80, 2)), ("dev", range(80, 100, 2))):
         questions = [
             Question(
                 f"{name}{i}",
                 f"What of boat {i}?",
                 (),
                 (f"d{i}",),
-                tuple(f"d{(i + offset) % 100}" for offset in (1, 2)),
+                tuple(f"d{(i + offset) % 100}" for offset in (1, 3, 5)),
             )
             for i in numbers
         ]
@@ -73,7 +74,7 @@ def sources(directory):
 def config(tmp_path_factory):
     directory = tmp_path_factory.mktemp("look")
     data = DataConfig(sources=sources(directory), row_tokens=64, max_document_tokens=48)
-    return train_config(directory, stages=(look_stage(),), data=data)
+    return train_config(directory, stages=(look_stage(),), data=data, model=MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,10 @@ def whole_run(config, dataset):
     return params, load_look(config.workdir, config.model), losses_of(config.workdir)
 
 
-def program_of(mesh=None, held_out=(), folder=".", **stage):
-    model, mesh = Transformer(model_config(vocab_size=4096)), make_mesh(mesh or MeshConfig())
-    return LookProgram(model, look_stage(**stage), OptimizerConfig(), mesh, held_out, folder)
+def program_of(held_out=(), folder=".", **stage):
+    mesh = make_mesh(MeshConfig())
+    arguments = Transformer(MODEL), look_stage(**stage), OptimizerConfig(), mesh
+    return LookProgram(*arguments, held_out, folder)
 
 
 def test_a_run_leaves_its_parameters_and_a_look_that_the_engine_uses(config, whole_run):
@@ -136,61 +138,67 @@ def test_the_look_on_disk_is_that_of_the_best_checkpoint(tmp_path, config, datas
     assert len(saved) == 2 and best_step(tmp_path / CHECKPOINTS) == 2
 
 
-# Before the first checkpoint, after one, and at the stage's end.
-@pytest.mark.parametrize("kills", [[1], [3], [4]], ids=str)
-def test_a_killed_run_continues_bit_for_bit(
-    tmp_path, config, dataset, whole_run, monkeypatch, kills
-):
+def test_a_killed_run_continues_bit_for_bit(tmp_path, config, dataset, whole_run, monkeypatch):
     _, look, lines = whole_run
     config = dataclasses.replace(config, workdir=str(tmp_path))
-    for last_step in kills:
-        with monkeypatch.context() as patch:
-            kill_at(patch, last_step)
-            if last_step < STAGE["steps"]:
-                with pytest.raises(Killed):
-                    trainer.train(config, dataset)
-            else:
-                trainer.train(config, dataset)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 3)
+        trainer.train(config, dataset)
     trainer.train(config, dataset)
+    # What is finished has nothing left to do.
+    assert trainer.train(config, dataset).metrics == {}
     assert losses_of(tmp_path) == lines
     jax.tree.map(np.testing.assert_array_equal, load_look(tmp_path, config.model), look)
 
 
-def test_two_devices_give_what_one_gives(dataset):
-    batches = training_iterator(dataset, training_shape(dataset, look_stage()), 0)
-    batches = [next(batches) for _ in range(2)]
-    held_out = held_out_lists(dataset, look_stage(), 0, (0, 1))
-    found = []
-    for mesh in (MeshConfig(), MeshConfig(data=2), MeshConfig(fsdp=2, tensor=2)):
-        program = program_of(mesh, held_out)
-        state = program.start(random_params(model_config(vocab_size=4096)))
-        lines = []
-        for batch in batches:
-            state, metrics = program.step(state, program.put(batch))
-            lines.append([float(metrics[name]) for name in ("loss", "grad_norm", "first@1")])
-        logits, _ = program._measured(state.params, state.look, program.put(held_out[0]))
-        found.append((lines, np.asarray(logits)))
-    for lines, logits in found[1:]:
-        np.testing.assert_allclose(lines, found[0][0], rtol=1e-4)
-        np.testing.assert_allclose(logits, found[0][1], rtol=1e-2, atol=1e-4)
+def test_a_mesh_trains_the_same(tmp_path, config, dataset, whole_run):
+    _, look, lines = whole_run
+    mesh = MeshConfig(data=2, tensor=2)
+    trainer.train(dataclasses.replace(config, workdir=str(tmp_path), mesh=mesh), dataset)
+    for line, expected in zip(losses_of(tmp_path), lines, strict=True):
+        for name, value in expected.items():
+            assert line[name] == (value if name == "stage" else pytest.approx(value, rel=1e-3))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-3),
+        load_look(tmp_path, config.model),
+        look,
+    )
 
 
 def test_it_learns(dataset, tmp_path):
-    """Of four documents it soon finds the one with the number that is asked for."""
-    stage = {"steps": 150, "learning_rate": 2e-2, "warmup_steps": 10, "queries_per_group": 16}
+    """It soon finds what is asked for, also of boats that it has not seen; chance is 1/4."""
+    stage = {"steps": 25, "learning_rate": 1e-2, "warmup_steps": 5}
     held_out = held_out_lists(dataset, look_stage(**stage), 0, (0, 1))
     program = program_of(held_out=held_out, folder=tmp_path, **stage)
-    state = program.start(random_params(model_config(vocab_size=4096)))
+    state = program.start(random_params(MODEL))
     batches = training_iterator(dataset, training_shape(dataset, program.stage), 0)
     losses = []
     for _ in range(stage["steps"]):
         state, metrics = program.step(state, program.put(next(batches)))
         losses.append(float(metrics["loss"]))
+    # The head starts at zero: all documents, and none, are as likely.
     assert losses[0] == pytest.approx(np.log(5), rel=1e-5)
-    print(losses[::10], metrics)
     _, measured = program.measure(state)
-    print(measured)
-    assert np.mean(losses[-10:]) < 1.0
+    assert np.mean(losses[-5:]) < 1.0 and measured["held_out/first@1"] > 0.6
+
+
+def test_documents_of_a_list_are_found_in_the_blocks(dataset, monkeypatch):
+    """With the sum of its tokens in place of a row's score."""
+    monkeypatch.setattr(
+        "msa_jax.training.look.merged_logits",
+        lambda model, params, weight, bias, block: block.tokens.sum(axis=-1).astype(jnp.float32),
+    )
+    program = program_of(row_tokens=(24, 32))
+    batch = next(training_iterator(dataset, training_shape(dataset, program.stage), 0))
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.abstract_state)
+    absent = dataclasses.replace(batch, place=np.where(batch.place == 3, -1, batch.place))
+    logits, target = program._scores(state.params, state.look, absent)
+    tokens = [block.tokens for block in batch.rows]
+    for at in np.ndindex(batch.place.shape):
+        block, row = divmod(int(batch.place[at]), tokens[0].shape[1])
+        expected = -np.inf if batch.place[at] == 3 else tokens[block][at[0], row].sum()
+        assert logits[at] == expected
+    np.testing.assert_array_equal(target, batch.target)
 
 
 def test_metrics_of_lists():
