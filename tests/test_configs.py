@@ -60,19 +60,10 @@ def test_geometry_is_that_of_the_backbone(name, backbone, routers):
 
 def shrink(config, directory):
     """Overrides sizes, never the recipe, until the run is a matter of seconds."""
-    documents, questions = directory / "documents.jsonl", directory / "questions.jsonl"
-    write_documents(documents, [Document(f"d{i}", f"value {i} is x{i}") for i in range(40)])
-    write_questions(
-        questions, [Question(f"q{i}", f"value {i}?", (f"x{i}",), (f"d{i}",)) for i in range(40)]
-    )
-    config.workdir = str(directory / "run")
-    config.init_from = None  # A backbone has its own sizes.
+    documents, questions = write_corpus(directory)
+    shrink_model(config, directory)
+    config.data.update(documents=documents, questions=questions)
     config.mesh.fsdp = 1
-    config.model.update(vocab_size=4096, num_layers=2, embed_dim=16, hidden_dim=16, head_dim=4)
-    config.model.memory.pooling_kernel_size = 8
-    config.model.dtype = "float32"  # On a CPU, bfloat16 takes twice as long to compile.
-    config.data.update(documents=str(documents), questions=str(questions), tokenizer="docs-4k")
-    config.data.update(row_tokens=128, max_document_tokens=64)
     # The last stage alone: it is the one with all three losses.
     config.curriculum = config.curriculum[-1:]
     config.stages[config.curriculum[0]].update(
@@ -86,6 +77,26 @@ def shrink(config, directory):
     )
 
 
+def write_corpus(directory):
+    """A documents and a questions file."""
+    documents, questions = directory / "documents.jsonl", directory / "questions.jsonl"
+    write_documents(documents, [Document(f"d{i}", f"value {i} is x{i}") for i in range(40)])
+    write_questions(
+        questions, [Question(f"q{i}", f"value {i}?", (f"x{i}",), (f"d{i}",)) for i in range(40)]
+    )
+    return str(documents), str(questions)
+
+
+def shrink_model(config, directory):
+    """Overrides sizes of the model, and of what its tokenizer makes of a document."""
+    config.workdir = str(directory / "run")
+    config.init_from = None  # A backbone has its own sizes.
+    config.model.update(vocab_size=4096, num_layers=2, embed_dim=16, hidden_dim=16, head_dim=4)
+    config.model.memory.pooling_kernel_size = 8
+    config.model.dtype = "float32"  # On a CPU, bfloat16 takes twice as long to compile.
+    config.data.update(tokenizer="docs-4k", row_tokens=128, max_document_tokens=64)
+
+
 @pytest.mark.parametrize("name", ["100m", "qwen3_4b"])
 def test_a_step_at_reduced_size(name, tmp_path):
     config = load(name)
@@ -94,6 +105,21 @@ def test_a_step_at_reduced_size(name, tmp_path):
     (line,) = read_metrics(config.workdir)
     assert {"lm_loss", "aux_loss", "answer_loss"} < line.keys()
     assert math.isfinite(line["loss"]) and line["grad_norm"] > 0
+
+
+def test_a_step_of_the_look_at_reduced_size(tmp_path):
+    config = load("look")
+    shrink_model(config, tmp_path)
+    documents, questions = write_corpus(tmp_path)
+    for source in config.data.sources.values():
+        source.update(documents=documents, questions=questions)
+    sizes = {"queries_per_group": 2, "candidates": 4, "row_tokens": (32, 64), "held_out_lists": 4}
+    config.stages.look.update(steps=1, warmup_steps=0, **sizes)
+    assert train(train_config(training_values(config))).step == 1
+    step, held_out = read_metrics(config.workdir)
+    assert step["loss"] == pytest.approx(math.log(5)) and step["grad_norm"] > 0
+    assert math.isfinite(held_out["held_out/loss"])
+    assert (tmp_path / "run" / "look.safetensors").is_file()
 
 
 def test_the_sets_of_a_look_are_trained_on_or_held_out():
