@@ -114,8 +114,17 @@ def test_a_run_leaves_its_parameters_and_a_look_that_the_engine_uses(config, who
     assert np.isfinite(scorer.logits([(loaded.tokenizer.encode("boat"), "What?")])).all()
 
 
+def test_a_run_may_start_from_another(config, whole_run):
+    again = dataclasses.replace(config, init_from=config.workdir, seed=9)
+    params = trainer.initial_params(again, make_mesh(MeshConfig(data=2)))
+    jax.tree.map(np.testing.assert_array_equal, params, whole_run[0])
+    wider = dataclasses.replace(again, model=dataclasses.replace(MODEL, hidden_dim=56))
+    with pytest.raises(ConfigError, match="is a run of another model, which differs in the shape"):
+        trainer.initial_params(wider, make_mesh(MeshConfig()))
+
+
 def test_the_look_on_disk_is_that_of_the_best_checkpoint(tmp_path, config, dataset, monkeypatch):
-    """Of three checkpoints the second measures best, and as well as the first is not better."""
+    """Of three checkpoints the second measures best."""
     shares = iter([0.25, 0.75, 0.5])
 
     def metrics_of(logits, target):
