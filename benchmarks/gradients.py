@@ -38,7 +38,7 @@ from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.training.curriculum import StageConfig
 from msa_jax.training.objective import training_loss
-from msa_jax.training.step import compiler_options
+from msa_jax.training.program import compiler_options
 from msa_jax.typing import PyTree
 
 _LOSSES = ("loss", "lm_loss", "aux_loss", "answer_loss", "naming_loss")

@@ -4,8 +4,9 @@
         --to=mined.jsonl
 
 writes the questions with `negative_ids`: for each the best-ranked documents that are not positive
-and do not contain an answer. Train with them by naming the new file as the questions of a source;
-`data.negatives_per_question` says how many come into memory.
+and do not contain an answer, after those that it has. To join several rankings, give the file of
+one as the questions of the next. Train with them by naming the new file as the questions of a
+source; `data.negatives_per_question` says how many come into memory.
 
     python -m msa_jax.mine --queries=synthetic --documents=docs.jsonl --to=mined.jsonl
 
@@ -65,9 +66,13 @@ _QUESTIONS = _list("questions", "JSON Lines files of questions, with commas betw
 _TO = _string("to", "The JSON Lines file to write.")
 _SPLIT = _string("split", "Only questions whose field `split` is this.")
 _DATASETS = _list(
-    "datasets", "Only questions whose field `dataset` is one of these; of documents, `source`."
+    "datasets",
+    "Only questions whose field `dataset` is one of these; of documents, those whose `source` is "
+    "one of these, or missing.",
 )
-_NEGATIVES = _integer("negatives", 8, "How many of a question, at most.")
+_NEGATIVES = _integer(
+    "negatives", 8, "How many a question gets, at most, besides those that it has."
+)
 _MAX_RANK = _integer(
     "max_rank", None, "Leave out questions one of whose documents is ranked lower; none by default."
 )

@@ -30,6 +30,8 @@ _NOT_RUN = {
     "tensorboard ": "serves until it is stopped",
     "python -m msa_jax.train --config=configs/100m.py": "downloads a backbone and needs a GPU; "
     "tests/test_configs.py takes a step of it, shrunk",
+    "python -m msa_jax.train --config=configs/look.py": "downloads a backbone and needs a GPU; "
+    "tests/test_configs.py takes a step of it, shrunk",
     "python -m msa_jax.train --config=configs/qwen3_4b.py": "needs weights of 8 GB and 8 chips; "
     "tests/test_configs.py takes a step of it, shrunk",
     "python -m msa_jax.train --config=my_config.py": "the reader writes the configuration; "

@@ -24,7 +24,7 @@ from msa_jax.data.config import DataConfig, SourceConfig
 from msa_jax.evaluation.ruler.run import ruler_config
 from msa_jax.evaluation.suite_config import suite_config
 from msa_jax.training.config import train_config
-from msa_jax.training.curriculum import StageConfig
+from msa_jax.training.curriculum import LookStage, StageConfig
 from tests.doc_commands import (
     PAGES,
     ROOT,
@@ -174,7 +174,12 @@ def test_modules_of_the_pages_exist():
 
 @pytest.mark.parametrize(
     ("section", "config"),
-    [("a stage", StageConfig), ("`data`", DataConfig), ("a source", SourceConfig)],
+    [
+        ("a stage", StageConfig),
+        ("a look stage", LookStage),
+        ("`data`", DataConfig),
+        ("a source", SourceConfig),
+    ],
 )
 def test_fields_of_the_training_page_are_those_of_the_configuration(section, config):
     paragraphs = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("\n\n")

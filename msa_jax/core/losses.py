@@ -1,4 +1,4 @@
-"""Router losses (paper, eq. 6) and the language-model loss in blocks."""
+"""Router losses (paper, eq. 6), the loss of a list, and the language-model loss in blocks."""
 
 import math
 
@@ -38,6 +38,22 @@ def info_nce(
     count = positives.sum(axis=-1)
     total = jnp.where(positives, denominator - logits, 0.0).sum(axis=-1)
     return total / jnp.maximum(count, 1), count > 0
+
+
+def listwise(
+    logits: Float[Array, "*batch C"], target: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Cross-entropy of which document of a list is right, or none of them, whose logit is 0.
+
+    Against the constant logit of "none" a document's logit means the same in every list.
+
+    Args:
+        logits: of the documents; -inf where a list has no document.
+        target: column of the right document, C for none.
+    """
+    options = jnp.pad(logits.astype(jnp.float32), [(0, 0)] * (logits.ndim - 1) + [(0, 1)])
+    picked = jnp.take_along_axis(options, target[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(options, axis=-1) - picked
 
 
 def chunked_lm_loss(

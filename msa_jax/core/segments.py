@@ -79,6 +79,24 @@ class TrainingBatch:
     positives: Bool[Array, "G B M"]
 
 
+@pytree
+class LookBatch:
+    """One training step of the second look: G groups of B lists of C documents.
+
+    A row is a document followed by the question of its list. Rows of a group are sorted by length
+    into blocks, so that little of them is padding.
+
+    Attributes:
+        rows: blocks of `[G, rows, tokens]`.
+        place: `[G, B, C]` row of a document in the joined blocks of its group; -1 for none.
+        target: `[G, B]` column of the right document, C where the list does not have it.
+    """
+
+    rows: tuple[TokenBlock, ...]
+    place: Int[Array, "G B C"]
+    target: Int[Array, "G B"]
+
+
 def document_mask(doc_ids: Int[Array, "*rows S"]) -> Bool[Array, "*rows S S"]:
     """Causal attention inside each document of a row, nothing across documents."""
     same = doc_ids[..., :, None] == doc_ids[..., None, :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from msa_jax.config import ConfigError, from_mapping, require_choice
 from msa_jax.data.templates import TEMPLATES
@@ -29,8 +29,9 @@ class SourceConfig:
             own words (`data.synthetic`); "chains" for made queries that need one document to find
             another (`data.chains`).
         split: only questions whose field `split` is this; None for all.
-        datasets: only questions whose field `dataset`, and documents whose field `source`, is one
-            of these, and documents that these questions name; None for all.
+        datasets: only questions whose field `dataset` is one of these; of documents, those whose
+            field `source` is one of these, or that have no such field, or that these questions
+            name. None for all.
         hops: "infer" orders the documents of a question that does not give its hops
             (`data.hops`); "given" takes them to be found at once.
         answers: whether samples of the source may train the answer.
@@ -176,6 +177,30 @@ class BatchShape:
                 f"queries_per_group ({self.queries_per_group}) must be a multiple of cluster "
                 f"({self.cluster})."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ListShape:
+    """What makes up one step of the second look, over all processes.
+
+    Attributes:
+        groups: G, lists are cut into so many groups.
+        queries_per_group: B, questions of a group, each with a list of documents.
+        candidates: C, documents of a list.
+        row_tokens: lengths, ascending, of as many blocks with the same number of rows each.
+        none_fraction: share of the lists that do not have the right document.
+        mixture: weight of each source that gives questions; None for the number of its questions.
+    """
+
+    groups: int
+    queries_per_group: int
+    candidates: int
+    row_tokens: tuple[int, ...]
+    none_fraction: float
+    mixture: Mapping[str, float] | None = None
+
+    # Lists have their hard negatives, and no use for neighbours.
+    cluster: ClassVar[int] = 1
 
 
 def require_at_least(config: Any, **minima: int) -> None:

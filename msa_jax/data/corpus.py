@@ -140,7 +140,8 @@ def _is_of_split(question: Question, source: SourceConfig) -> bool:
 
 
 def _is_in_datasets(document: Document, source: SourceConfig) -> bool:
-    return source.datasets is None or document.metadata.get("source") in source.datasets
+    of = document.metadata.get("source")
+    return source.datasets is None or of is None or of in source.datasets
 
 
 def _named(questions: Iterable[Question]) -> set[str]:

@@ -51,13 +51,13 @@ def mine_negatives(
     num_negatives: int,
     max_rank: int | None = None,
 ) -> Iterator[Question]:
-    """Gives each question the best-ranked documents that do not answer it as its negatives.
+    """Gives each question the best-ranked documents that do not answer it as more negatives.
 
     Args:
         documents: those that were ranked.
-        questions: to be given negatives, in place of those that they have.
+        questions: to be given negatives, after those that they have.
         rankings: for each question, indexes of documents, best first.
-        num_negatives: at most so many.
+        num_negatives: at most so many more.
         max_rank: questions are left out of whose positives one is ranked lower: they do not say
             which documents they are about. None keeps all.
     """
@@ -68,17 +68,17 @@ def mine_negatives(
             if not best.issuperset(question.positive_ids):
                 continue
         answers = _answer_pattern(question)
-        shown = {by_id[doc_id].shown for doc_id in question.positive_ids}
+        positives = [by_id[doc_id] for doc_id in question.positive_ids]
+        known = {*question.positive_ids, *question.negative_ids}
         negatives: list[str] = []
         for document in (documents[index] for index in ranking):
             if len(negatives) == num_negatives:
                 break
-            # A copy of a positive is as right as it is.
-            if document.id in question.positive_ids or document.shown in shown:
+            if document.id in known or any(_is_copy(document, x) for x in positives):
                 continue
             if answers is None or not answers.search(f"{document.title}\n{document.text}"):
                 negatives.append(document.id)
-        yield dataclasses.replace(question, negative_ids=tuple(negatives))
+        yield dataclasses.replace(question, negative_ids=(*question.negative_ids, *negatives))
 
 
 def neighbours_together(questions: Sequence[Question]) -> list[Question]:
@@ -109,6 +109,13 @@ def neighbours_together(questions: Sequence[Question]) -> list[Question]:
                     order.append(question)
                     ahead += reversed(question.negative_ids)
     return order
+
+
+def _is_copy(document: Document, positive: Document) -> bool:
+    """Whether a document is as right as a positive: its text, or the same article elsewhere."""
+    other_source = document.metadata.get("source") != positive.metadata.get("source")
+    same_title = document.title != "" and document.title == positive.title
+    return document.text == positive.text or (same_title and other_source)
 
 
 def _answer_pattern(question: Question) -> re.Pattern | None:

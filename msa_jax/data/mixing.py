@@ -8,10 +8,12 @@ import grain
 import numpy as np
 
 from msa_jax.config import ConfigError
-from msa_jax.data.config import BatchShape
+from msa_jax.data.config import BatchShape, ListShape
 
 
-def question_order(sizes: Mapping[str, int], shape: BatchShape, seed: int) -> grain.MapDataset:
+def question_order(
+    sizes: Mapping[str, int], shape: BatchShape | ListShape, seed: int
+) -> grain.MapDataset:
     """Steps without end, each `[G, B, 2]`: the source, by its place in `sizes`, and the number.
 
     Every question of a source comes once per epoch of that source; with clusters, some of the
@@ -56,7 +58,7 @@ def _clusters(number: int, name: str, size: int, cluster: int, seed: int) -> gra
     return indexes.seed(own_seed).shuffle().map(neighbours).repeat()
 
 
-def _weights(sizes: Mapping[str, int], shape: BatchShape) -> Mapping[str, float]:
+def _weights(sizes: Mapping[str, int], shape: BatchShape | ListShape) -> Mapping[str, float]:
     """Weights of sources; by default, that of a question is the same in all of them."""
     if shape.mixture is None:
         return {name: float(size) for name, size in sizes.items()}

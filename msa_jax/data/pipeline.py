@@ -9,13 +9,21 @@ import jax
 import numpy as np
 
 from msa_jax.config import ConfigError
-from msa_jax.core.segments import TrainingBatch
+from msa_jax.core.segments import LookBatch, TrainingBatch
 from msa_jax.data.assembly import GroupAssembler
-from msa_jax.data.config import BatchShape, DataConfig, SourceConfig
+from msa_jax.data.config import BatchShape, DataConfig, ListShape, SourceConfig
 from msa_jax.data.dataset import TextDataset
+from msa_jax.data.lists import ListAssembler
 from msa_jax.data.mixing import question_order
 
-__all__ = ["BatchShape", "DataConfig", "SourceConfig", "TextDataset", "training_iterator"]
+__all__ = [
+    "BatchShape",
+    "DataConfig",
+    "ListShape",
+    "SourceConfig",
+    "TextDataset",
+    "training_iterator",
+]
 
 # Assembling holds the interpreter lock most of the time: more threads would only contend for it.
 _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -23,12 +31,12 @@ _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 def training_iterator(
     dataset: TextDataset,
-    shape: BatchShape,
+    shape: BatchShape | ListShape,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Yields `TrainingBatch`es of NumPy arrays without end.
+    """Yields `TrainingBatch`es of NumPy arrays without end, or `LookBatch`es, as the shape says.
 
     Step n depends on `seed` and n alone. Questions come as `question_order` says. The processes'
     batches, joined along the group axis in order of `process_index`, are the batch that one
@@ -44,7 +52,8 @@ def training_iterator(
     Raises:
         ConfigError: if the shape does not fit the dataset or the processes.
     """
-    assembler = GroupAssembler(dataset, shape)
+    is_list = isinstance(shape, ListShape)
+    assembler = (ListAssembler if is_list else GroupAssembler)(dataset, shape)
     if shape.groups % process_count:
         raise ConfigError(
             f"groups ({shape.groups}) must be a multiple of the processes ({process_count})."
@@ -52,7 +61,7 @@ def training_iterator(
     share = shape.groups // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
 
-    def build_step(chosen: np.ndarray, rng: np.random.Generator) -> TrainingBatch:
+    def build_step(chosen: np.ndarray, rng: np.random.Generator) -> TrainingBatch | LookBatch:
         # One seed per group, so that a process can skip the groups of the others.
         seeds = rng.integers(0, 2**63, size=shape.groups)
         groups = [
@@ -63,7 +72,8 @@ def training_iterator(
 
     sizes = {name: len(queries) for name, queries in dataset.sources.items()}
     steps = question_order(sizes, shape, seed)
-    assembler.check_room(steps[0][0], np.random.default_rng(seed))
+    if not is_list:
+        assembler.check_room(steps[0][0], np.random.default_rng(seed))
     return iter(steps.seed(seed).random_map(build_step).to_iter_dataset(_READING))
 
 

@@ -114,16 +114,39 @@ def load_model(
     """
     described = describe_model(checkpoint, tokenizer, template, dtype=dtype)
     folder, config = Path(described.source), described.config
-    abstract = _abstract_params(config, mesh)
     key = jax.random.key(0) if key is None else key
-    if _is_run(folder):
-        steps = folder / CHECKPOINTS
-        params = checkpointer.load_params(steps, checkpointer.best_step(steps), abstract)
-    elif has_adapter(folder):
-        params = pretrained.load_pretrained(folder, config, key, abstract)
-    else:
-        params = huggingface.load_params(folder, config, key, abstract)
+    params = read_params(folder, config, key, _abstract_params(config, mesh))
     return dataclasses.replace(described, params=params, look=load_look(folder, config))
+
+
+def read_params(
+    checkpoint: str | Path, config: ModelConfig, key: PRNGKey, abstract_params: PyTree
+) -> PyTree:
+    """The parameters alone of what `load_model` loads.
+
+    Args:
+        checkpoint: see `load_model`.
+        config: the model, with parameters of the same shapes as the checkpoint's.
+        key: draws the routers of a backbone that has none.
+        abstract_params: shapes, types and places of the parameters.
+
+    Raises:
+        ConfigError: if the checkpoint is not there, or is a run of a model of other shapes.
+        CheckpointError: if the folder's weights are not those of the model.
+    """
+    folder = _locate(checkpoint)
+    if not _is_run(folder):
+        read = pretrained.load_pretrained if has_adapter(folder) else huggingface.load_params
+        return read(folder, config, key, abstract_params)
+    there, here = (parameter_shapes(x) for x in (_read_config(folder), config))
+    if differing := sorted(x for x in {*there, *here} if there.get(x) != here.get(x)):
+        raise ConfigError(
+            f"{folder} is a run of another model, which differs in the shape of {differing[0]} "
+            f"({there.get(differing[0])} there, {here.get(differing[0])} here); use its "
+            "configuration of the model."
+        )
+    steps = folder / CHECKPOINTS
+    return checkpointer.load_params(steps, checkpointer.best_step(steps), abstract_params)
 
 
 def describe_model(

@@ -8,14 +8,14 @@ Activations follow by propagation in the compiler.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from msa_jax.config import ConfigError
-from msa_jax.core.segments import TokenBlock, TrainingBatch
+from msa_jax.core.segments import LookBatch, TokenBlock, TrainingBatch
 from msa_jax.typing import PyTree
 
 GROUP_AXES = ("data", "fsdp")
@@ -45,6 +45,8 @@ _RULES = (
     ("mlp/(gate|up)_proj/kernel/b", "..F"),
     ("mlp/down_proj/kernel/a", ".F."),
     ("mlp/down_proj/kernel/b", "..D"),
+    # The head of the second look.
+    ("weight", "."),
 )
 _MESH_AXIS = {"V": "tensor", "D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"}
 _FIELD = {
@@ -100,12 +102,14 @@ def _spec(letters: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*(_MESH_AXIS.get(letter) for letter in letters))
 
 
+def group_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose first axis is that of groups, and whose others stay whole."""
+    return NamedSharding(mesh, P(GROUP_AXES))
+
+
 def batch_shardings(mesh: Mesh) -> TrainingBatch:
     """Shardings of a batch: groups over data and fsdp, memory rows over memory too."""
-    groups, rows = (
-        NamedSharding(mesh, P(GROUP_AXES)),
-        NamedSharding(mesh, P(GROUP_AXES, "memory")),
-    )
+    groups, rows = group_sharding(mesh), NamedSharding(mesh, P(GROUP_AXES, "memory"))
     return TrainingBatch(
         memory=TokenBlock(tokens=rows, doc_ids=rows, segment_pos=rows),
         active=TokenBlock(tokens=groups, doc_ids=groups, segment_pos=groups),
@@ -129,7 +133,7 @@ def group_share(mesh: Mesh, num_groups: int) -> tuple[int, int]:
     if num_groups % size:
         raise _indivisible("data x mesh.fsdp", size, "the stage's groups", num_groups)
     owned: dict[int, set[int]] = {}
-    sharding = NamedSharding(mesh, P(GROUP_AXES))
+    sharding = group_sharding(mesh)
     for device, (groups,) in sharding.devices_indices_map((num_groups,)).items():
         owned.setdefault(device.process_index, set()).add(groups.start or 0)
     shares = sorted({tuple(sorted(starts)) for starts in owned.values()})
@@ -149,11 +153,19 @@ def put_batch(batch: TrainingBatch, mesh: Mesh, num_groups: int) -> TrainingBatc
     rows = batch.memory.tokens.shape[1]
     if rows % mesh.shape["memory"]:
         raise _indivisible("memory", mesh.shape["memory"], "memory rows per group", rows)
+    return jax.tree.map(
+        lambda sharding, leaf: _put(sharding, leaf, num_groups), batch_shardings(mesh), batch
+    )
 
-    def put(sharding: NamedSharding, leaf: Any) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, leaf, (num_groups, *leaf.shape[1:]))
 
-    return jax.tree.map(put, batch_shardings(mesh), batch)
+def put_lists(batch: LookBatch, mesh: Mesh, num_groups: int) -> LookBatch:
+    """Places this process's NumPy share of a batch of lists on the mesh, as `put_batch` does."""
+    sharding = group_sharding(mesh)
+    return jax.tree.map(lambda leaf: _put(sharding, leaf, num_groups), batch)
+
+
+def _put(sharding: NamedSharding, leaf: np.ndarray, num_groups: int) -> jax.Array:
+    return jax.make_array_from_process_local_data(sharding, leaf, (num_groups, *leaf.shape[1:]))
 
 
 def _indivisible(axis: str, size: int, what: str, value: int) -> ConfigError:

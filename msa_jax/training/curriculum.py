@@ -4,37 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from msa_jax.config import ConfigError, from_mapping
-
-_CHOICES = {
-    "aux_loss": ("decoupled", "plain"),
-    "trainable": ("all", "routers", "lora"),
-    "schedule": ("cosine", "constant"),
-}
-_POSITIVE = (
-    *("steps", "memory_tokens", "groups", "queries_per_group", "active_tokens"),
-    *("cluster", "lora_rank"),
-)
-_NON_NEGATIVE = (
-    *("learning_rate", "router_learning_rate", "warmup_steps"),
-    *("lm_weight", "aux_weight", "answer_weight", "naming_weight", "read_negatives"),
-)
+from msa_jax.data.config import BatchShape, ListShape
 
 
-@dataclasses.dataclass(frozen=True)
-class StageConfig:
-    """One stage of the curriculum. The optimiser starts anew in every stage.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseStage:
+    """What every stage of the curriculum says. The optimiser starts anew in every stage.
 
     Attributes:
+        groups: parts of a step that devices share, over all of them.
+        queries_per_group: questions of a group.
+        mixture: weight of each source of `data.sources` that gives questions; None for the number
+            of its questions.
+        warmup_steps: steps in which the learning rate rises linearly.
+        schedule: "cosine" falls to zero at the last step, "constant" stays.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    groups: int
+    queries_per_group: int
+    mixture: Mapping[str, float] | None = None
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+
+    # Of a subclass: fields with few values, positive whole numbers, and what is not negative.
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    positive: ClassVar[tuple[str, ...]] = ()
+    non_negative: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        for field, choices in {"schedule": ("cosine", "constant"), **self.choices}.items():
+            if getattr(self, field) not in choices:
+                self.refuse(field, f"one of {', '.join(choices)}")
+        for field in ("steps", "groups", "queries_per_group", *self.positive):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                self.refuse(field, "a positive whole number")
+        for field in ("learning_rate", "warmup_steps", *self.non_negative):
+            if (getattr(self, field) or 0) < 0:
+                self.refuse(field, "zero or more")
+        if self.mixture is not None:
+            if not self.mixture or min(self.mixture.values()) <= 0:
+                self.refuse("mixture", "weights above zero of one source at the least")
+            object.__setattr__(self, "mixture", dict(self.mixture.items()))
+        if self.warmup_steps > self.steps:
+            self.refuse("warmup_steps", f"at most steps ({self.steps})")
+
+    def refuse(self, field: str, rule: str) -> None:
+        """Raises a `ConfigError`: what a field must be, and is not."""
+        value = getattr(self, field)
+        raise ConfigError(f"stages.{self.name}.{field} must be {rule}, not {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig(BaseStage):
+    """A stage of memories: a model learns to route, to name and to answer.
+
+    Attributes:
+        kind: "memory".
         memory_tokens: tokens of one group's memory.
         groups: memories per step, over all devices.
         queries_per_group: questions that share a memory; the positives of one are negatives of
             the others.
         active_tokens: tokens of a question with its response.
-        mixture: weight of each source of `data.sources` that gives questions; None for the number
-            of its questions.
         cluster: questions that come together because they are neighbours in their source, so that
             their memory holds documents that are hard to tell apart.
         attended_docs: documents that a question attends to in a router layer; None for the model's
@@ -46,8 +82,6 @@ class StageConfig:
             those that it needs, or before them. A model that has only ever read what is right
             believes whatever it reads.
         router_learning_rate: learning rate of the router projections; None for `learning_rate`.
-        warmup_steps: steps in which the learning rate rises linearly.
-        schedule: "cosine" falls to zero at the last step, "constant" stays.
         lm_weight: weight of the next-token loss. A loss of weight 0 is not computed.
         aux_weight: weight of the router loss.
         answer_weight: weight of the next-token loss over answer tokens only.
@@ -68,21 +102,14 @@ class StageConfig:
             them trains by its update alone.
     """
 
-    name: str
-    steps: int
-    learning_rate: float
+    kind: str = "memory"
     memory_tokens: int
-    groups: int
-    queries_per_group: int
     active_tokens: int
-    mixture: Mapping[str, float] | None = None
     cluster: int = 1
     attended_docs: int | None = None
     answer_fraction: float | None = None
     read_negatives: int = 0
     router_learning_rate: float | None = None
-    warmup_steps: int = 0
-    schedule: str = "cosine"
     lm_weight: float = 1.0
     aux_weight: float = 0.1
     answer_weight: float = 0.0
@@ -99,48 +126,124 @@ class StageConfig:
         "mlp",
     )
 
-    def __post_init__(self):
-        def refuse(field: str, rule: str):
-            value = getattr(self, field)
-            raise ConfigError(f"stages.{self.name}.{field} must be {rule}, not {value!r}.")
+    choices = {
+        "kind": ("memory",),
+        "aux_loss": ("decoupled", "plain"),
+        "trainable": ("all", "routers", "lora"),
+    }
+    positive = ("memory_tokens", "active_tokens", "cluster", "lora_rank")
+    non_negative = (
+        *("router_learning_rate", "lm_weight", "aux_weight", "answer_weight"),
+        *("naming_weight", "read_negatives"),
+    )
 
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                refuse(field, f"one of {', '.join(choices)}")
-        for field in _POSITIVE:
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                refuse(field, "a positive whole number")
-        for field in _NON_NEGATIVE:
-            if (getattr(self, field) or 0) < 0:
-                refuse(field, "zero or more")
+    def __post_init__(self):
+        super().__post_init__()
         for field in ("frozen", "lora_targets"):
             if isinstance(getattr(self, field), str):
-                refuse(field, "a tuple of names")
+                self.refuse(field, "a tuple of names")
         if self.queries_per_group % self.cluster:
-            refuse("cluster", f"a divisor of queries_per_group ({self.queries_per_group})")
+            self.refuse("cluster", f"a divisor of queries_per_group ({self.queries_per_group})")
         if self.attended_docs is not None and self.attended_docs < 1:
-            refuse("attended_docs", "at least 1")
+            self.refuse("attended_docs", "at least 1")
         if self.answer_fraction is not None and not 0 <= self.answer_fraction <= 1:
-            refuse("answer_fraction", "between 0 and 1")
-        if self.mixture is not None:
-            if not self.mixture or min(self.mixture.values()) <= 0:
-                refuse("mixture", "weights above zero of one source at the least")
-            object.__setattr__(self, "mixture", dict(self.mixture.items()))
+            self.refuse("answer_fraction", "between 0 and 1")
         if self.temperature <= 0:
-            refuse("temperature", "above zero")
+            self.refuse("temperature", "above zero")
         if self.lora_alpha is not None and self.lora_alpha <= 0:
-            refuse("lora_alpha", "above zero")
+            self.refuse("lora_alpha", "above zero")
         if not 0 <= self.joint_weight <= 1:
-            refuse("joint_weight", "between 0 and 1")
-        if self.warmup_steps > self.steps:
-            refuse("warmup_steps", f"at most steps ({self.steps})")
+            self.refuse("joint_weight", "between 0 and 1")
         if self.trainable == "routers" and not self.aux_weight:
-            refuse("aux_weight", "above zero when only routers train: no other loss reaches them")
+            rule = "above zero when only routers train: no other loss reaches them"
+            self.refuse("aux_weight", rule)
         if not (self.lm_weight or self.aux_weight or self.answer_weight):
-            refuse("lm_weight", "above zero when the other two losses have no weight")
+            self.refuse("lm_weight", "above zero when the other two losses have no weight")
+
+    @property
+    def shape(self) -> BatchShape:
+        """What makes up a step."""
+        names = (field.name for field in dataclasses.fields(BatchShape))
+        return BatchShape(**{name: getattr(self, name) for name in names})
 
 
-def stages_from_config(config: Mapping[str, Any]) -> tuple[StageConfig, ...]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LookStage(BaseStage):
+    """A stage of the second look: of a list of documents, which one answers the question?
+
+    Trains a low-rank update of all linear layers but the routers, and a head; the model's own
+    parameters stay as they are.
+
+    Attributes:
+        kind: "look".
+        groups: parts that the lists of a step are cut into for the devices to share.
+        queries_per_group: questions of a group, each with a list of its own.
+        candidates: documents of a list: the right one, given negatives, and random documents where
+            these are too few.
+        row_tokens: tokens of a document with its question. Rows are sorted by length and cut into
+            as many equal blocks as there are numbers; documents that are longer than their block
+            allows lose their end.
+        none_fraction: share of the lists without the right document, which teach that none is.
+        held_out: sources whose questions are not trained on: lists of them are measured before
+            every checkpoint, and decide which one is the best.
+        held_out_lists: how many of them, at least, from all these sources alike.
+        lora_rank: rank of the update.
+    """
+
+    kind: str = "look"
+    row_tokens: tuple[int, ...]
+    held_out: tuple[str, ...]
+    candidates: int = 16
+    none_fraction: float = 0.1
+    held_out_lists: int = 512
+    lora_rank: int = 32
+
+    choices = {"kind": ("look",)}
+    positive = ("candidates", "held_out_lists", "lora_rank")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.held_out or isinstance(self.held_out, str):
+            self.refuse("held_out", "a tuple of names of data.sources, one at the least")
+        if both := sorted({*self.held_out} & {*(self.mixture or ())}):
+            self.refuse("mixture", f"without {', '.join(both)}, which held_out measures")
+        lengths = self.row_tokens
+        if not (
+            isinstance(lengths, tuple)
+            and lengths
+            and all(isinstance(x, int) and x > 0 for x in lengths)
+            and list(lengths) == sorted(lengths)
+        ):
+            self.refuse("row_tokens", "a tuple of positive whole numbers in ascending order")
+        if (num_rows := self.queries_per_group * self.candidates) % len(lengths):
+            rule = f"as many numbers as divide queries_per_group x candidates ({num_rows})"
+            self.refuse("row_tokens", rule)
+        if not 0 <= self.none_fraction < 1:
+            self.refuse("none_fraction", "at least 0 and below 1")
+
+    @property
+    def shape(self) -> ListShape:
+        """What makes up a step."""
+        names = (field.name for field in dataclasses.fields(ListShape))
+        return ListShape(**{name: getattr(self, name) for name in names})
+
+
+_KINDS: dict[str, type[BaseStage]] = {"memory": StageConfig, "look": LookStage}
+
+
+def stage_type(values: Mapping[str, Any], where: str) -> type[BaseStage]:
+    """The class of a stage that a mapping describes.
+
+    Raises:
+        ConfigError: for a `kind` that there is not.
+    """
+    kind = values.get("kind", "memory")
+    if kind not in _KINDS:
+        raise ConfigError(f"{where}.kind must be one of {', '.join(_KINDS)}, not {kind!r}.")
+    return _KINDS[kind]
+
+
+def stages_from_config(config: Mapping[str, Any]) -> tuple[BaseStage, ...]:
     """The stages that `config.curriculum` names, in its order, from `config.stages.<name>`.
 
     Raises:
@@ -158,7 +261,8 @@ def stages_from_config(config: Mapping[str, Any]) -> tuple[StageConfig, ...]:
                 f"config.curriculum names {name!r}, which is not one of config.stages: "
                 f"{', '.join(described)}."
             )
-    return tuple(
-        from_mapping(StageConfig, {"name": name, **described[name]}, f"config.stages.{name}")
-        for name in curriculum
-    )
+    return tuple(_stage(name, described[name], f"config.stages.{name}") for name in curriculum)
+
+
+def _stage(name: str, values: Mapping[str, Any], where: str) -> BaseStage:
+    return from_mapping(stage_type(values, where), {"name": name, **values}, where)

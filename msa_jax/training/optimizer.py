@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from msa_jax.config import ConfigError
 from msa_jax.modules.lora import is_linear
-from msa_jax.training.curriculum import StageConfig
+from msa_jax.training.curriculum import BaseStage, StageConfig
 from msa_jax.typing import Array, PyTree
 
 
@@ -42,7 +42,7 @@ class OptimizerConfig:
             )
 
 
-def learning_rate(stage: StageConfig, peak: float) -> Callable[[Array], Array]:
+def learning_rate(stage: BaseStage, peak: float) -> Callable[[Array], Array]:
     """The learning rate at each step of a stage: linear warm-up, then cosine or constant."""
 
     def schedule(step: Array) -> Array:
@@ -56,6 +56,23 @@ def learning_rate(stage: StageConfig, peak: float) -> Callable[[Array], Array]:
     return schedule
 
 
+def adamw(
+    config: OptimizerConfig, rates: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """AdamW with clipped gradients.
+
+    Args:
+        config: its numbers.
+        rates: multiplies updates by the learning rate.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=_map_paths(_is_matrix)),
+        rates,
+    )
+
+
 def make_optimizer(config: OptimizerConfig, stage: StageConfig) -> optax.GradientTransformation:
     """AdamW for the trainable parameters of a stage (see `split_trainable`)."""
     router_peak = stage.router_learning_rate
@@ -66,12 +83,7 @@ def make_optimizer(config: OptimizerConfig, stage: StageConfig) -> optax.Gradien
         label: optax.scale_by_learning_rate(learning_rate(stage, peak))
         for label, peak in peaks.items()
     }
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=_map_paths(_is_matrix)),
-        optax.multi_transform(rates, _map_paths(_label)),
-    )
+    return adamw(config, optax.multi_transform(rates, _map_paths(_label)))
 
 
 def split_trainable(params: PyTree, stage: StageConfig) -> tuple[PyTree, PyTree]:
@@ -133,8 +145,8 @@ def _trains(path: str, stage: StageConfig) -> bool:
     if _is_among(path, stage.frozen):
         return False
     if stage.trainable == "lora":
-        return _is_router(path) and not _is_among(path, stage.lora_targets)
-    return stage.trainable == "all" or _is_router(path)
+        return is_router(path) and not _is_among(path, stage.lora_targets)
+    return stage.trainable == "all" or is_router(path)
 
 
 def _is_among(path: str, names: Sequence[str]) -> bool:
@@ -142,7 +154,8 @@ def _is_among(path: str, names: Sequence[str]) -> bool:
     return any(f"/{name}/" in f"/{path}/" for name in names)
 
 
-def _is_router(path: str) -> bool:
+def is_router(path: str) -> bool:
+    """Whether a parameter, by its path joined with "/", is one of a router."""
     return "/router/" in path
 
 
@@ -151,7 +164,7 @@ def _is_matrix(path: str) -> bool:
 
 
 def _label(path: str) -> str:
-    return "router" if _is_router(path) else "backbone"
+    return "router" if is_router(path) else "backbone"
 
 
 def _map_paths(of_path: Callable[[str], object]) -> Callable[[PyTree], PyTree]:

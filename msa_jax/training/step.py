@@ -1,21 +1,18 @@
-"""One training step, compiled for a stage and a mesh."""
+"""One training step over memories, compiled for a stage and a mesh."""
 
 from __future__ import annotations
 
 import zlib
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from msa_jax.config import ModelConfig
 from msa_jax.core.segments import TrainingBatch
-from msa_jax.modules.init import init_params
 from msa_jax.modules.lora import Lora, init_lora, merge_lora
 from msa_jax.modules.transformer import Transformer
-from msa_jax.sharding.rules import batch_shardings, replicated, state_shardings
+from msa_jax.sharding.rules import batch_shardings, put_batch
 from msa_jax.training.curriculum import StageConfig
 from msa_jax.training.objective import training_loss
 from msa_jax.training.optimizer import (
@@ -27,6 +24,7 @@ from msa_jax.training.optimizer import (
     make_optimizer,
     split_trainable,
 )
+from msa_jax.training.program import Program, abstract_params
 from msa_jax.typing import Array, Float, Int, PyTree, pytree
 
 _RECALL_DECAY = 0.98
@@ -51,8 +49,8 @@ class TrainState:
     recall: Float[Array, ""]
 
 
-class StageProgram:
-    """One stage compiled for a mesh: its initial state and its step."""
+class StageProgram(Program):
+    """A stage of memories, compiled for a mesh."""
 
     def __init__(
         self,
@@ -62,35 +60,20 @@ class StageProgram:
         mesh: Mesh,
         max_document_chunks: int | None = None,
     ):
-        self.stage = stage
         self._max_document_chunks = max_document_chunks
-        self._model = model
-        self._mesh = mesh
         self._optimizer = make_optimizer(optimizer, stage)
-        params = jax.eval_shape(partial(init_params, model.config), jax.random.key(0))
-        check_choice(params, stage)
-        abstract = jax.eval_shape(self._start, params)
-        self._shardings = state_shardings(abstract, mesh)
-        self.abstract_state: TrainState = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            abstract,
-            self._shardings,
-        )
-        self.step = jax.jit(
-            self._step,
-            donate_argnums=0,
-            in_shardings=(self._shardings, batch_shardings(mesh)),
-            out_shardings=(self._shardings, replicated(mesh)),
-            compiler_options=compiler_options(mesh, model.config),
-        )
+        check_choice(abstract_params(model.config), stage)
+        super().__init__(model, stage, mesh, batch_shardings(mesh))
 
-    def start(self, params: PyTree) -> TrainState:
-        """The state before the first step, which takes over `params`."""
-        params = jax.device_put(params, self._shardings.params)
-        return jax.jit(self._start, donate_argnums=0, out_shardings=self._shardings)(params)
+    def put(self, batch: TrainingBatch) -> TrainingBatch:
+        return put_batch(batch, self._mesh, self.stage.groups)
+
+    def measure(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        # The running recall is in the state already.
+        return state, {}
 
     def finish(self, state: TrainState) -> PyTree:
-        """The parameters after the last step, low-rank updates merged; takes over the state."""
+        # With low-rank updates merged.
         if state.lora is None:
             return state.params
         merge = jax.jit(merge_lora, donate_argnums=0, out_shardings=self._shardings.params)
@@ -136,14 +119,3 @@ class StageProgram:
         metrics["learning_rate"] = learning_rate(self.stage, self.stage.learning_rate)(state.step)
         recall = _RECALL_DECAY * state.recall + (1 - _RECALL_DECAY) * metrics["recall@1"]
         return TrainState(params, lora, optimizer, state.step + 1, recall), metrics
-
-
-def compiler_options(mesh: Mesh, config: ModelConfig) -> dict[str, str] | None:
-    """What XLA does better otherwise on GPUs (docs/performance.md)."""
-    if mesh.devices.flat[0].platform != "gpu":
-        return None
-    # Products of one input are faster alone than merged and then cut up.
-    options = {"xla_disable_hlo_passes": "dot-merger"}
-    if config.unroll_layers:
-        options["xla_gpu_enable_command_buffer"] = ""
-    return options

@@ -19,24 +19,27 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from msa_jax.checkpoint import huggingface
-from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.checkpointer import CHECKPOINTS, Checkpointer, Position
 from msa_jax.config import ConfigError
-from msa_jax.data.pipeline import BatchShape, TextDataset, training_iterator
+from msa_jax.data.pipeline import TextDataset, training_iterator
 from msa_jax.data.text_format import save_text_format
+from msa_jax.engine.loading import read_params
 from msa_jax.modules.init import init_params
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.mesh import make_mesh
-from msa_jax.sharding.rules import group_share, put_batch, state_shardings
+from msa_jax.sharding.rules import group_share, state_shardings
 from msa_jax.terminal import note
 from msa_jax.training import routers
 from msa_jax.training.config import TrainConfig
-from msa_jax.training.curriculum import StageConfig
+from msa_jax.training.curriculum import BaseStage, LookStage
+from msa_jax.training.look import LookProgram, held_out_lists, training_shape
 from msa_jax.training.metrics import MetricsWriter, read_metrics
-from msa_jax.training.step import StageProgram, TrainState
+from msa_jax.training.program import Program
+from msa_jax.training.step import StageProgram
 from msa_jax.typing import Array, PyTree
 
+# Metrics of a step that the bar shows, of whatever kind its stage is.
+_SHOWN = ("loss", "recall@1", "first@1", "tokens_per_second")
 # Drawing takes a second or so, in which no step is reported.
 _SECONDS_BETWEEN_PLOTS = 60.0
 
@@ -70,7 +73,7 @@ def initial_params(config: TrainConfig, mesh: Mesh) -> PyTree:
     shardings = state_shardings(abstract, mesh)
     if config.init_from is not None:
         abstract = jax.tree.map(lambda x, place: x.update(sharding=place), abstract, shardings)
-        return huggingface.load_params(fetch(config.init_from), config.model, key, abstract)
+        return read_params(config.init_from, config.model, key, abstract)
     with jax.set_mesh(mesh):
         return jax.jit(init, out_shardings=shardings)(key)
 
@@ -157,8 +160,8 @@ class _Run:
             )
         params = None if resumed else initial_params(self._config, self._mesh)
         for index in range(first, len(stages)):
-            program = self._program(stages[index])
             iterator = self._iterator(index)
+            program = self._program(index)
             if resumed:
                 state = self._restore(resumed, program, iterator)
                 stage_step, resumed = resumed.stage_step, None
@@ -171,43 +174,39 @@ class _Run:
         self._plot()
         return TrainResult(params, self._metrics, self._step, interrupted)
 
-    def _program(self, stage: StageConfig) -> StageProgram:
-        config = self._config
+    def _program(self, index: int) -> Program:
+        config, stage = self._config, self._config.stages[index]
+        if isinstance(stage, LookStage):
+            share = group_share(self._mesh, stage.groups)
+            held_out = held_out_lists(self._dataset, stage, config.seed + index, share)
+            arguments = (self._model, stage, config.optimizer, self._mesh)
+            return LookProgram(*arguments, held_out, config.workdir)
         chunk_size = config.model.memory.pooling_kernel_size
         max_document_chunks = -(-config.data.max_document_tokens // chunk_size)
         return StageProgram(self._model, stage, config.optimizer, self._mesh, max_document_chunks)
 
     def _iterator(self, index: int) -> Any:
         stage = self._config.stages[index]
-        shape = BatchShape(
-            stage.groups,
-            stage.queries_per_group,
-            stage.memory_tokens,
-            stage.active_tokens,
-            stage.mixture,
-            stage.cluster,
-            stage.answer_fraction,
-            stage.read_negatives,
-        )
+        is_look = isinstance(stage, LookStage)
+        shape = training_shape(self._dataset, stage) if is_look else stage.shape
         # Another seed per stage, so that a stage does not begin with its predecessor's examples.
         seed = self._config.seed + index
         return training_iterator(self._dataset, shape, seed, *group_share(self._mesh, stage.groups))
 
-    def _restore(self, position: Position, program: StageProgram, iterator: Any) -> TrainState:
+    def _restore(self, position: Position, program: Program, iterator: Any) -> Any:
         self._step = position.step
         iterator.set_state(position.data)
         return self._checkpointer.restore(position.step, program.abstract_state)
 
     def _train_stage(
-        self, program: StageProgram, index: int, state: TrainState, done: int, iterator: Any
-    ) -> tuple[TrainState, bool]:
+        self, program: Program, index: int, state: Any, done: int, iterator: Any
+    ) -> tuple[Any, bool]:
         """Trains the steps of a stage after the first `done`; also returns: interrupted?"""
         stage, config = program.stage, self._config
         last_of_all = index == len(config.stages) - 1
         with _Progress(self._writer, stage, done, config.log_every, self._collapse) as progress:
             for stage_step in range(done + 1, stage.steps + 1):
-                batch = put_batch(next(iterator), self._mesh, stage.groups)
-                state, metrics = program.step(state, batch)
+                state, metrics = program.step(state, program.put(next(iterator)))
                 self._step += 1
                 progress.push(self._step, stage_step, metrics)
                 finished, stop = stage_step == stage.steps, self._stopped(self._step)
@@ -215,6 +214,8 @@ class _Run:
                     # The lines up to a checkpoint must be on disk before it is.
                     progress.settle()
                     _check_finite(self._step, metrics)
+                    state, measured = program.measure(state)
+                    progress.add(self._step, measured)
                     position = Position(self._step, index, stage_step, iterator.get_state())
                     self._checkpointer.save(position, state, float(state.recall))
                     if time.monotonic() - self._plotted > _SECONDS_BETWEEN_PLOTS:
@@ -253,7 +254,7 @@ class _Progress:
     def __init__(
         self,
         writer: MetricsWriter | None,
-        stage: StageConfig,
+        stage: BaseStage,
         done: int,
         log_every: int,
         collapse: routers.CollapseWatch,
@@ -289,6 +290,14 @@ class _Progress:
         if step % self._log_every == 0 or stage_step in (1, self._stage.steps):
             self._report(step, {name: float(x) for name, x in jax.device_get(metrics).items()})
 
+    def add(self, step: int, measured: dict[str, float]) -> None:
+        """Reports what was measured of a state between steps, if anything was."""
+        if not measured:
+            return
+        self.metrics |= measured
+        if self._writer is not None:
+            self._writer.write(self._stage.name, step, measured)
+
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         now = time.perf_counter()
         seconds = (now - self._since) / self._steps
@@ -301,10 +310,7 @@ class _Progress:
                 tqdm.write(warning, file=sys.stderr)
         _check_finite(step, metrics)
         self._bar.set_postfix(
-            {
-                name: f"{self.metrics[name]:.3g}"
-                for name in ("loss", "recall@1", "tokens_per_second")
-            }
+            {name: f"{self.metrics[name]:.3g}" for name in _SHOWN if name in self.metrics}
         )
 
     def __enter__(self) -> _Progress:

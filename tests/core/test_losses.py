@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msa_jax.core.losses import chunked_lm_loss, info_nce
+from msa_jax.core.losses import chunked_lm_loss, info_nce, listwise
 
 TEMPERATURE = 0.1
 # Two positives; one; none; one of two does not exist; the only positive does not exist; a
@@ -66,6 +66,35 @@ def test_info_nce_gradient(decoupled, dtype):
     np.testing.assert_array_equal(gradient[~np.isfinite(SCORES)], 0)
     np.testing.assert_array_equal(gradient[[2, 4]], 0)
     assert (gradient[1] * np.where(POSITIVES[1], -1, 1) > 0).all()
+
+
+# Right first, right last, none, none of a list without documents.
+LOGITS = np.array(
+    [[1.5, -0.5, 0.2], [0.3, -np.inf, -1.0], [2.0, -np.inf, -3.0], [-np.inf] * 3], np.float32
+)
+TARGET = np.array([0, 2, 3, 3])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_listwise_is_a_softmax_with_an_option_of_logit_zero(dtype):
+    logits = jnp.asarray(LOGITS, dtype)
+    options = np.concatenate([np.asarray(logits, np.float64), np.zeros((4, 1))], axis=1)
+    chances = np.exp(options) / np.exp(options).sum(axis=1, keepdims=True)
+    expected = -np.log(chances[np.arange(4), TARGET])
+    loss = listwise(logits, TARGET)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+    folded = listwise(logits.reshape(2, 2, 3), TARGET.reshape(2, 2))
+    np.testing.assert_array_equal(folded.ravel(), loss)
+
+
+def test_the_gradient_of_a_list_is_chance_minus_truth():
+    gradient = np.asarray(jax.grad(lambda x: listwise(x, TARGET).sum())(jnp.asarray(LOGITS)))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[~np.isfinite(LOGITS)], 0)
+    chances = np.exp(LOGITS) / (1 + np.exp(LOGITS).sum(axis=1, keepdims=True))
+    truth = np.eye(4)[TARGET][:, :3]
+    np.testing.assert_allclose(gradient, chances - truth, rtol=1e-5, atol=1e-6)
 
 
 TOKENS, VOCAB = 7, 5

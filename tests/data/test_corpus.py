@@ -69,6 +69,13 @@ def test_filters_keep_what_kept_questions_name(source):
     assert list(corpus.documents) == ["x1", "x3", "y1"]
 
 
+def test_documents_that_do_not_say_their_source_are_kept(source):
+    silent = Document("silent", "seven")
+    documents = [*DOCUMENTS, silent]
+    corpus = read_corpus({"s": source(documents, split="train", datasets=("x",))})
+    assert list(corpus.documents) == ["x1", "x3", "y1", "silent"]
+
+
 def test_documents_of_another_split_are_in_no_source(source):
     wiki = source(questions=None, name="wiki", queries="synthetic")
     corpus = read_corpus({"wiki": wiki, "s": source(split="train")})

@@ -32,9 +32,29 @@ def test_what_is_positive_or_holds_an_answer_is_no_negative():
 
 
 def test_the_best_ranked_come_first_and_are_as_many_as_wanted():
-    question = Question("q", "Who?", ("nobody",), ("right",), negative_ids=("far",))
+    question = Question("q", "Who?", ("nobody",), ("right",))
     assert mine(question, [5, 4, 3, 2, 1, 0], 3) == ("titled", "far", "close")
     assert mine(question, [0, 5], 3) == ("titled",)
+
+
+def test_negatives_of_another_ranking_are_kept():
+    question = Question("q", "Who?", ("nobody",), ("right",), negative_ids=("far", "close"))
+    assert mine(question, [5, 4, 3, 2, 1, 0], 2) == ("far", "close", "titled", "says it too")
+
+
+def test_the_same_article_in_another_source_is_as_right():
+    def from_source(name, source, title="The mill"):
+        return Document(name, f"Text of {name}.", title, {"source": source})
+
+    documents = [
+        from_source("right", "squad"),
+        from_source("same article", "wiki"),
+        from_source("next paragraph", "squad"),
+        from_source("other", "wiki", title="The boat"),
+    ]
+    question = Question("q", "Who?", (), ("right",))
+    (mined,) = mine_negatives(documents, [question], [range(4)], 9)
+    assert mined.negative_ids == ("next paragraph", "other")
 
 
 def test_questions_that_do_not_say_what_they_are_about_are_left_out():
