@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from msa_jax.config import ConfigError, ModelConfig, from_mapping
+from msa_jax.fields import Count, check_fields
 from msa_jax.modules.lora import Lora, merge_lora
 from msa_jax.typing import PyTree
 
@@ -43,12 +44,11 @@ class CheckpointConfig:
         keep: how many of the latest stay, besides the best of the latest stage.
     """
 
-    every: int = 500
-    keep: int = 2
+    every: Count = 500
+    keep: Count = 2
 
     def __post_init__(self):
-        if self.every < 1 or self.keep < 1:
-            raise ConfigError("checkpoint.every and checkpoint.keep must be at least 1.")
+        check_fields(self, "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from msa_jax.config import ConfigError, from_mapping
-
-_CHOICES = {
-    "aux_loss": ("decoupled", "plain"),
-    "trainable": ("all", "routers", "lora"),
-    "schedule": ("cosine", "constant"),
-}
-_POSITIVE = (
-    *("steps", "memory_tokens", "groups", "queries_per_group", "active_tokens"),
-    *("cluster", "lora_rank"),
-)
-_NON_NEGATIVE = (
-    *("learning_rate", "router_learning_rate", "warmup_steps"),
-    *("lm_weight", "aux_weight", "answer_weight", "naming_weight", "read_negatives"),
+from msa_jax.fields import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    OneOf,
+    Positive,
+    Share,
+    check_fields,
 )
 
 
@@ -69,31 +64,31 @@ class StageConfig:
     """
 
     name: str
-    steps: int
-    learning_rate: float
-    memory_tokens: int
-    groups: int
-    queries_per_group: int
-    active_tokens: int
-    mixture: Mapping[str, float] | None = None
-    cluster: int = 1
-    attended_docs: int | None = None
-    answer_fraction: float | None = None
-    read_negatives: int = 0
-    router_learning_rate: float | None = None
-    warmup_steps: int = 0
-    schedule: str = "cosine"
-    lm_weight: float = 1.0
-    aux_weight: float = 0.1
-    answer_weight: float = 0.0
-    naming_weight: float = 0.0
-    aux_loss: str = "decoupled"
-    joint_weight: float = 0.0
-    temperature: float = 0.1
-    trainable: str = "all"
+    steps: Count
+    learning_rate: NonNegative
+    memory_tokens: Count
+    groups: Count
+    queries_per_group: Count
+    active_tokens: Count
+    mixture: Mapping[str, Positive] | None = None
+    cluster: Count = 1
+    attended_docs: Count | None = None
+    answer_fraction: Share | None = None
+    read_negatives: CountOrZero = 0
+    router_learning_rate: NonNegative | None = None
+    warmup_steps: CountOrZero = 0
+    schedule: Annotated[str, OneOf(("cosine", "constant"))] = "cosine"
+    lm_weight: NonNegative = 1.0
+    aux_weight: NonNegative = 0.1
+    answer_weight: NonNegative = 0.0
+    naming_weight: NonNegative = 0.0
+    aux_loss: Annotated[str, OneOf(("decoupled", "plain"))] = "decoupled"
+    joint_weight: Share = 0.0
+    temperature: Positive = 0.1
+    trainable: Annotated[str, OneOf(("all", "routers", "lora"))] = "all"
     frozen: tuple[str, ...] = ()
-    lora_rank: int = 16
-    lora_alpha: float | None = None
+    lora_rank: Count = 16
+    lora_alpha: Positive | None = None
     lora_targets: tuple[str, ...] = (
         *("attention/q_proj", "attention/k_proj", "attention/v_proj", "attention/o_proj"),
         "mlp",
@@ -104,34 +99,13 @@ class StageConfig:
             value = getattr(self, field)
             raise ConfigError(f"stages.{self.name}.{field} must be {rule}, not {value!r}.")
 
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                refuse(field, f"one of {', '.join(choices)}")
-        for field in _POSITIVE:
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                refuse(field, "a positive whole number")
-        for field in _NON_NEGATIVE:
-            if (getattr(self, field) or 0) < 0:
-                refuse(field, "zero or more")
-        for field in ("frozen", "lora_targets"):
-            if isinstance(getattr(self, field), str):
-                refuse(field, "a tuple of names")
+        check_fields(self, f"stages.{self.name}.")
         if self.queries_per_group % self.cluster:
             refuse("cluster", f"a divisor of queries_per_group ({self.queries_per_group})")
-        if self.attended_docs is not None and self.attended_docs < 1:
-            refuse("attended_docs", "at least 1")
-        if self.answer_fraction is not None and not 0 <= self.answer_fraction <= 1:
-            refuse("answer_fraction", "between 0 and 1")
         if self.mixture is not None:
-            if not self.mixture or min(self.mixture.values()) <= 0:
-                refuse("mixture", "weights above zero of one source at the least")
+            if not self.mixture:
+                refuse("mixture", "weights of one source at the least")
             object.__setattr__(self, "mixture", dict(self.mixture.items()))
-        if self.temperature <= 0:
-            refuse("temperature", "above zero")
-        if self.lora_alpha is not None and self.lora_alpha <= 0:
-            refuse("lora_alpha", "above zero")
-        if not 0 <= self.joint_weight <= 1:
-            refuse("joint_weight", "between 0 and 1")
         if self.warmup_steps > self.steps:
             refuse("warmup_steps", f"at most steps ({self.steps})")
         if self.trainable == "routers" and not self.aux_weight:
