@@ -78,13 +78,11 @@ def _built(hint: Any, value: Any, where: str) -> Any:
     kind = without_none(hint)
     if dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, where)
-    *_, member = typing.get_args(kind) or (None,)
-    return {
-        name: from_mapping(member, one, f"{where}.{name}")
-        if dataclasses.is_dataclass(member) and not isinstance(one, member)
-        else one
-        for name, one in value.items()
-    }
+    values = dict(value.items())
+    if typing.get_origin(kind) is Mapping:
+        _, member = typing.get_args(kind)
+        values = {name: _built(member, one, f"{where}.{name}") for name, one in values.items()}
+    return values
 
 
 def _is_section(value: Any) -> bool:
