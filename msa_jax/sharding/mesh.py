@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import jax
 from jax.sharding import AxisType, Mesh
 
 from msa_jax.config import ConfigError
-from msa_jax.fields import Count, Within, check_fields
+from msa_jax.fields import check_fields
 
 AXES = ("data", "fsdp", "tensor", "memory")
 
@@ -26,15 +25,20 @@ AXES = ("data", "fsdp", "tensor", "memory")
 class MeshConfig:
     """Devices on each mesh axis; `data=-1` takes all that the other axes leave."""
 
-    data: Annotated[int, Within(low=-1)] = 1
-    fsdp: Count = 1
-    tensor: Count = 1
-    memory: Count = 1
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    memory: int = 1
 
     def __post_init__(self):
         check_fields(self, "mesh.")
-        if self.data == 0:
-            raise ConfigError("mesh.data must be a positive whole number or -1, not 0.")
+        for axis in AXES:
+            size = getattr(self, axis)
+            if not isinstance(size, int) or (size < 1 and (axis, size) != ("data", -1)):
+                raise ConfigError(
+                    f"mesh.{axis} must be a positive whole number, not {size!r}; only mesh.data "
+                    "may be -1, for all remaining devices."
+                )
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
