@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER = b"version https://git-lfs"
 ADVICE = "it is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
 
 

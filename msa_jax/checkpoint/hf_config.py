@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from msa_jax import lfs
 from msa_jax.config import ConfigError, MemoryConfig, ModelConfig, from_mapping
 from msa_jax.fields import Count, CountOrZero, OneOf, Positive, check_value, field_types
 
@@ -271,7 +272,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}.") from error
+        problem = lfs.advice(path) or error
+        raise ConfigError(f"{path} cannot be read as JSON: {problem}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object.")
     return values

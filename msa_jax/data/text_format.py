@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from msa_jax.config import ConfigError
 from msa_jax.data.templates import TEMPLATES
 from msa_jax.data.tokenizer import Tokenizer
-from msa_jax.fields import NonNegative, Positive, check_fields
+from msa_jax.fields import Count, NonNegative, Positive, check_fields, check_value
 
 _TOKENIZER = "tokenizer.json"
 _SETTINGS = "text.json"
@@ -88,11 +88,13 @@ def load_text_format(folder: str | Path) -> TextFormat:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         template, max_document_tokens = settings["template"], settings["max_document_tokens"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path} does not say which template and max_document_tokens the model was trained "
             f"with ({error!r}); restore it or train again."
         ) from error
+    check_value(f"{path}: max_document_tokens", max_document_tokens, Count | None)
+    check_value(f"{path}: template", template, str)
     if template not in TEMPLATES:
         raise ConfigError(
             f"{path} names the template {template!r}, but there are only "

@@ -11,6 +11,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 and float8 with NumPy)
 import numpy as np
 
 from msa_jax.fields import Count, OneOf, check_fields
+from msa_jax.finite import all_finite
 from msa_jax.typing import Float
 
 EIGHT_BITS = ("int8", "float8_e4m3fn")
@@ -103,6 +104,10 @@ class Chunks:
             array = getattr(self, field.name)
             if array is not None:
                 yield field.name, array
+
+    def not_finite(self) -> list[str]:
+        """Names of the arrays that hold NaN or infinity."""
+        return [name for name, array in self.arrays() if not all_finite(array)]
 
     @staticmethod
     def concatenate(parts: Sequence[Chunks]) -> Chunks:
