@@ -50,7 +50,7 @@ def _block_problems(
         if damage is None and (names := segments.chunks(block, data).not_finite()):
             damage = (
                 f"{segments.path(block.segment)}: block at byte {block.start}: "
-                f"{' and '.join(names)} hold NaN or infinity; encode all documents into a new bank"
+                f"NaN or infinity in {' and '.join(names)}; encode all documents into a new bank"
             )
     except FileNotFoundError:
         with lock:
