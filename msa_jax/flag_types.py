@@ -46,26 +46,24 @@ class _NumberParser(flags.ArgumentParser):
 
 
 def define_overwrite(flag_values: flags.FlagValues) -> flags.FlagHolder:
-    """The flag `--overwrite`; `refuse_to_replace` asks it."""
+    """The flag `--overwrite`, for `refuse_to_replace`."""
     return flags.DEFINE_bool(
         "overwrite", False, "Replace what is there already.", flag_values=flag_values
     )
 
 
-def refuse_to_replace(target: flags.FlagHolder, path: Path, overwrite: flags.FlagHolder) -> None:
+def refuse_to_replace(path: Path, overwrite: bool) -> None:
     """Called before any work: a result must not take the place of another without a word.
 
     Args:
-        target: the flag that names where to write.
-        path: the file or folder that it names.
-        overwrite: from `define_overwrite`.
+        path: where a program is to write.
+        overwrite: whether `--overwrite` is given.
 
     Raises:
         ConfigError: if there is such a file, or a folder that holds something.
     """
     is_there = any(path.iterdir()) if path.is_dir() else path.exists()
-    if is_there and not overwrite.value:
+    if is_there and not overwrite:
         raise ConfigError(
-            f"--{target.name}={target.value} is there already; name another place, or give "
-            "--overwrite to replace it."
+            f"{path} is there already; name another place, or give --overwrite to replace it."
         )

@@ -15,6 +15,8 @@ from msa_jax.config import ConfigError
 from msa_jax.fields import Count, NonNegative, Seed, Within, check_fields
 from msa_jax.typing import Array, Bool, Float, Int, PRNGKey, pytree, static
 
+TopP = Annotated[float, Within(above=0, high=1)]
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -30,7 +32,7 @@ class SamplingConfig:
 
     max_tokens: Count = 256
     temperature: NonNegative = 0.0
-    top_p: Annotated[float, Within(above=0, high=1)] = 1.0
+    top_p: TopP = 1.0
     stop: tuple[str, ...] = ()
     seed: Seed = 0
 
