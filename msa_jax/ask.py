@@ -210,7 +210,7 @@ def _filters(given: Sequence[str]) -> dict[str, list[Any]] | None:
         elif field and equals:
             filters.setdefault(field, []).extend({value, _as_json(value)})
         else:
-            raise ConfigError(f"--filter={text} must be field=value or a JSON object.")
+            raise ConfigError(f"--filter={text} must be field=value.")
     return filters or None
 
 

@@ -151,6 +151,8 @@ def _problems_of_one(path: str, value: Any, hint: Any) -> Iterator[tuple[str, st
         (hint.__origin__, *hint.__metadata__) if typing.get_origin(hint) is Annotated else (hint,)
     )
     origin, members = typing.get_origin(base) or base, typing.get_args(base)
+    if base is Any:
+        return
     if origin in (int, float):
         rule = _number_problem(value, origin, *rules)
         if rule:

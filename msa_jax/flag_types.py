@@ -16,7 +16,7 @@ def define_number(
 ) -> flags.FlagHolder:
     """A flag whose value is checked against an annotation of `fields.py`, such as `Count`."""
     return flags.DEFINE(
-        _NumberParser(kind),
+        _NumberParser(name, kind),
         name,
         default,
         help_string,
@@ -28,9 +28,9 @@ def define_number(
 class _NumberParser(flags.ArgumentParser):
     """Reads a number; absl puts the flag before what is wrong with it."""
 
-    def __init__(self, kind: Any):
+    def __init__(self, name: str, kind: Any):
         super().__init__()
-        self._kind = kind
+        self._name, self._kind = name, kind
         self._number = typing.get_args(kind)[0] if typing.get_args(kind) else kind
 
     def parse(self, argument: str | float) -> float:
@@ -38,7 +38,7 @@ class _NumberParser(flags.ArgumentParser):
             value = self._number(argument) if isinstance(argument, str) else argument
         except ValueError:
             value = argument
-        check_value("it", value, self._kind)
+        check_value(self._name, value, self._kind)
         return value
 
     def flag_type(self) -> str:
