@@ -271,7 +271,9 @@ def _in_type(x: Float[Array, "*batch D"], dtype: str) -> tuple[Array, Array | No
     if dtype not in EIGHT_BITS:
         return x.astype(dtype), None
     quantized = quantize_keys(x, dtype, keep_exact=False)
-    return quantized.values, quantized.scale
+    # Integers cannot say NaN, so that the scale must.
+    finite = jnp.isfinite(x).all(axis=-1)
+    return quantized.values, jnp.where(finite, quantized.scale, jnp.nan)
 
 
 def _fetch(

@@ -234,3 +234,14 @@ def test_any_bit_and_any_swap_changes_the_sums(dtype):
     sums.add(tuple(loading._array_sums(jnp.asarray(swapped)).tolist()))
     assert len(sums) == 2 + 8 * values.itemsize
     assert all(len({part for part in parts}) == len(sums) for parts in zip(*sums, strict=True))
+
+
+def test_a_tokenizer_whose_ids_have_gaps_is_measured_by_the_highest(folder, tmp_path):
+    copy_of(folder, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 5000
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"tokenizer\.json has token ids up to 5000, .* is 4096"):
+        load_model(tmp_path)
