@@ -170,9 +170,9 @@ def test_a_memory_of_documents_has_a_table_and_padding(params, expected):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name"), [("float32", "keys"), ("int8", "key_scale"), ("float8_e4m3fn", "key_scale")]
+    ("dtype", "name"), [("float32", "keys"), ("int8", "key_scale"), ("float8_e4m3fn", "keys")]
 )
 def test_what_is_not_finite_is_refused(params, dtype, name):
     spoiled = jax.tree.map(lambda x: x * np.nan, params)
     with pytest.raises(ConfigError, match=f"to {name} with NaN or infinity"):
-        encoder_of(spoiled, key_dtype=dtype).encode(PARTS)
+        encoder_of(spoiled, key_dtype=dtype, content_dtype=dtype).encode(PARTS)
