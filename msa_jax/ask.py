@@ -30,8 +30,10 @@ from msa_jax.engine.cached import cached_bank
 from msa_jax.engine.engine import Engine
 from msa_jax.engine.interleave import InterleaveConfig, Round
 from msa_jax.engine.loading import LoadedModel, load_model
-from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.engine.sampling import SamplingConfig, TopP
 from msa_jax.engine.snippets import snippet
+from msa_jax.fields import Count, CountOrZero, NonNegative, Number, Positive, Seed
+from msa_jax.flag_types import define_number
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import TIERS
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
@@ -46,12 +48,8 @@ def _string(name: str, help_string: str) -> flags.FlagHolder:
     return flags.DEFINE_string(name, None, help_string, flag_values=FLAGS)
 
 
-def _integer(name: str, default: int, help_string: str) -> flags.FlagHolder:
-    return flags.DEFINE_integer(name, default, help_string, lower_bound=0, flag_values=FLAGS)
-
-
-def _number(name: str, default: float | None, help_string: str) -> flags.FlagHolder:
-    return flags.DEFINE_float(name, default, help_string, flag_values=FLAGS)
+def _number(name: str, default: float | None, kind: Any, help_string: str) -> flags.FlagHolder:
+    return define_number(name, default, kind, help_string, FLAGS)
 
 
 def _switch(name: str, help_string: str) -> flags.FlagHolder:
@@ -74,35 +72,45 @@ _CHECKPOINT = _string(
 _PRETRAINED = _string(
     "pretrained", "Instead of --checkpoint: name or folder of a model that comes with an adapter."
 )
-_MAX_ROUNDS = _integer(
+_MAX_ROUNDS = _number(
     "max_rounds",
     InterleaveConfig().max_rounds,
+    CountOrZero,
     "How often documents may be read before the answer; 0 answers from the pooled memory.",
 )
 _ROUTER_TEMPERATURE = _number(
     "router_temperature",
     None,
+    Positive,
     "Let the routers' scores, divided by this, count when documents are named; by default what "
     "comes with the model, and if that is nothing, it alone decides among those routed to.",
 )
 _MARGIN = _number(
     "margin",
     None,
+    NonNegative,
     "If a document is named, name all whose scores are within this of the best one's; by default "
     "what comes with the model, and if that is nothing or 0, how many is left to it.",
 )
-_MAX_TOKENS = _integer("max_tokens", SamplingConfig().max_tokens, "Of the longest answer.")
-_TEMPERATURE = _number("temperature", 0.0, "0 takes the likeliest token; 1 draws as predicted.")
-_TOP_P = _number("top_p", 1.0, "Draw among the likeliest tokens of this probability.")
+_MAX_TOKENS = _number("max_tokens", SamplingConfig().max_tokens, Count, "Of the longest answer.")
+_TEMPERATURE = _number(
+    "temperature", 0.0, NonNegative, "0 takes the likeliest token; 1 draws as predicted."
+)
+_TOP_P = _number("top_p", 1.0, TopP, "Draw among the likeliest tokens of this probability.")
 _STOP = _strings("stop", "A text that ends an answer; can be repeated.")
-_SEED = _integer("seed", 0, "Of the draws.")
+_SEED = _number("seed", 0, Seed, "Of the draws.")
 _FILTER = _strings(
     "filter",
     "field=value: look only at documents with this in their metadata, or as key or title. Can be "
-    "repeated: values of one field are alternatives, and all fields must be met.",
+    "repeated: values of one field are alternatives, and all fields must be met. Or a JSON object "
+    "of fields with a value or a list of values.",
 )
-_ABSTAIN_BELOW = _number("abstain_below", None, "No answer where no document scores so much.")
-_NUM_DOCUMENTS = _integer("num_documents", AskConfig().num_documents, "How many to list.")
+_ABSTAIN_BELOW = _number(
+    "abstain_below", None, Number, "No answer where no document scores so much."
+)
+_NUM_DOCUMENTS = _number(
+    "num_documents", AskConfig().num_documents, CountOrZero, "How many to list."
+)
 _RETRIEVE = _switch("retrieve", "Rank documents and write no answer.")
 _CONTENT_TIER = flags.DEFINE_enum(
     "content_tier",
@@ -117,7 +125,7 @@ _ATTRIBUTION = _string(
     "answer attends to; for one question.",
 )
 _JSON = _switch("json", "Print a JSON object for each question, and nothing else.")
-_MEMORY_DEVICES = _integer("memory_devices", 1, "How many devices share the memory.")
+_MEMORY_DEVICES = _number("memory_devices", 1, Count, "How many devices share the memory.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -189,14 +197,28 @@ def _ask_config() -> AskConfig:
 
 
 def _filters(given: Sequence[str]) -> dict[str, list[Any]] | None:
-    """Values by field. One that reads as a number, true, false or null means that, too."""
+    """Values by field. One that reads as a number, true, false or null means that, too.
+
+    A JSON object says exactly what it says, and can name any field.
+    """
     filters: dict[str, list[Any]] = {}
     for text in given:
         field, equals, value = text.partition("=")
-        if not field or not equals:
+        if text.startswith("{"):
+            for name, one in _json_object(text).items():
+                filters.setdefault(name, []).extend(one if isinstance(one, list) else [one])
+        elif field and equals:
+            filters.setdefault(field, []).extend({value, _as_json(value)})
+        else:
             raise ConfigError(f"--filter={text} must be field=value.")
-        filters.setdefault(field, []).extend({value, _as_json(value)})
     return filters or None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--filter={text} is not a JSON object ({error}).") from None
 
 
 def _as_json(text: str) -> str | int | float | None:

@@ -3,6 +3,7 @@
     python -m msa_jax.bank --bank=bank                      what it holds
     python -m msa_jax.bank --bank=bank --verify             reads every byte; exit code 1 if damaged
     python -m msa_jax.bank --bank=bank --delete=key1,key2   removes documents
+    python -m msa_jax.bank --bank=bank --delete_from=FILE   likewise; FILE is a JSON list of keys
     python -m msa_jax.bank --bank=bank --compact            gives back what removed documents took
 
 Documents are added by `python -m msa_jax.encode`. No model is loaded here.
@@ -10,13 +11,17 @@ Documents are added by `python -m msa_jax.encode`. No model is loaded here.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 from tqdm import tqdm
 
 from msa_jax import cli
+from msa_jax.config import ConfigError
+from msa_jax.fields import check_value
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import format_bytes
 from msa_jax.terminal import show
@@ -24,6 +29,13 @@ from msa_jax.terminal import show
 FLAGS = flags.FlagValues()
 _BANK = flags.DEFINE_string("bank", None, "Directory of the bank.", flag_values=FLAGS)
 _DELETE = flags.DEFINE_list("delete", [], "Keys of documents to remove.", flag_values=FLAGS)
+_DELETE_FROM = flags.DEFINE_string(
+    "delete_from",
+    None,
+    "File with a JSON list of keys of documents to remove, whatever characters they have; - for "
+    "standard input.",
+    flag_values=FLAGS,
+)
 _COMPACT = flags.DEFINE_bool("compact", False, "Reclaim space.", flag_values=FLAGS)
 _VERIFY = flags.DEFINE_bool("verify", False, "Read every byte.", flag_values=FLAGS)
 
@@ -31,9 +43,10 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Read every byte.", flag_values=FLA
 def main(arguments: Sequence[str]) -> None:
     cli.refuse_arguments(arguments)
     bank = cli.given(_BANK, "the directory of the bank")
-    with Store.open(bank, write=bool(_DELETE.value or _COMPACT.value)) as store:
-        if _DELETE.value:
-            store.commit(deletes=_DELETE.value)
+    deletes = [*_DELETE.value, *(_keys(_DELETE_FROM.value) if _DELETE_FROM.value else ())]
+    with Store.open(bank, write=bool(deletes or _COMPACT.value)) as store:
+        if deletes:
+            store.commit(deletes=deletes)
         if _COMPACT.value:
             show(f"{format_bytes(store.compact(min_garbage=0.0))} reclaimed.")
         show(describe(store))
@@ -41,6 +54,17 @@ def main(arguments: Sequence[str]) -> None:
             problems = verify(store)
             show("\n".join(problems) or "Every byte is as it was written.")
             sys.exit(1 if problems else 0)
+
+
+def _keys(file: str) -> list[str]:
+    """The keys that a file lists."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        keys = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--delete_from={file} cannot be read as JSON: {error}.") from error
+    check_value(f"--delete_from={file}", keys, tuple[str, ...])
+    return keys
 
 
 def describe(store: Store) -> str:

@@ -11,6 +11,7 @@ joins a question whose answer is the title of a document with one about that doc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -20,6 +21,7 @@ from msa_jax.data.composing import compose
 from msa_jax.data.config import SourceConfig
 from msa_jax.data.corpus import read_corpus
 from msa_jax.data.records import write_questions
+from msa_jax.flag_types import define_overwrite, refuse_to_replace
 from msa_jax.terminal import show
 
 FLAGS = flags.FlagValues()
@@ -30,6 +32,7 @@ _QUESTIONS = flags.DEFINE_list(
     "questions", None, "Questions, JSON Lines files with commas between them.", flag_values=FLAGS
 )
 _TO = flags.DEFINE_string("to", None, "The JSON Lines file to write.", flag_values=FLAGS)
+_OVERWRITE = define_overwrite(FLAGS)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         questions=tuple(cli.given(_QUESTIONS, "a JSON Lines file")),
     )
     to = cli.given(_TO, "the file to write")
+    refuse_to_replace(Path(to), _OVERWRITE.value)
     corpus = read_corpus({"given": source})
     single = [x for x in corpus.questions["given"] if x.answers and len(x.positive_ids) == 1]
     composed = list(compose(corpus.documents, single))

@@ -4,31 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from msa_jax.fields import (
+    ConfigError,
+    Count,
+    CountOrZero,
+    OneOf,
+    Positive,
+    Within,
+    check_fields,
+    check_values,
+    field_types,
+    without_none,
+)
+
+__all__ = ["ConfigError", "MemoryConfig", "ModelConfig", "from_mapping", "nested"]
 
 T = TypeVar("T")
 
 ROUTER_SIMILARITIES = ("cosine", "scaled_dot")
 ROUTER_INITS = ("from_attention", "random", "shared")
 REMAT = ("all", "cheap", "nothing")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field and what to do."""
+DTYPES = ("bfloat16", "float32")
+# A layer more is a name more: far beyond what anybody trains, and no memory is lost on names.
+_MOST_LAYERS = 10_000
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Builds a (possibly nested) config dataclass from a mapping, refusing unknown fields.
 
     Args:
-        cls: a dataclass whose field types are plain values or other config dataclasses.
+        cls: a dataclass whose field types are plain values, other config dataclasses, or mappings
+            of names to these.
         values: a dict or `ml_collections.ConfigDict`.
         where: dotted name of `values`, used in error messages.
 
     Raises:
-        ConfigError: for a field that `cls` does not have, or one that is required and absent.
+        ConfigError: for a field that `cls` does not have, one that is required and absent, or a
+            value that is not what the field's annotation says.
     """
+    if not _is_section(values):
+        raise ConfigError(f"{where} must be a section with fields, not {values!r}.")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     kwargs = {}
     for name, value in values.items():
@@ -36,12 +55,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(fields)}."
             raise ConfigError(f"{where}.{name} is not a field of {cls.__name__}; {hint}")
-        nested = fields[name].metadata.get("config")
-        if nested is not None and isinstance(value, Mapping | _config_dict_type()):
-            value = from_mapping(nested, value, f"{where}.{name}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        kwargs[name] = value
+        kwargs[name] = _built(field_types(cls)[name], value, f"{where}.{name}")
     missing = [
         name
         for name, field in fields.items()
@@ -51,13 +65,29 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
     ]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}, required by {cls.__name__}.")
+    check_values(cls, kwargs, f"{where}.")
     return cls(**kwargs)
 
 
-def _config_dict_type() -> type:
-    from ml_collections import ConfigDict
+def _built(hint: Any, value: Any, where: str) -> Any:
+    """A value as a field keeps it: sections as dataclasses, lists as tuples."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not _is_section(value):
+        return value
+    kind = without_none(hint)
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, where)
+    values = dict(value.items())
+    if typing.get_origin(kind) is Mapping:
+        _, member = typing.get_args(kind)
+        values = {name: _built(member, one, f"{where}.{name}") for name, one in values.items()}
+    return values
 
-    return ConfigDict
+
+def _is_section(value: Any) -> bool:
+    """Whether it is a mapping; `ml_collections.ConfigDict` is one that does not say so."""
+    return hasattr(value, "items")
 
 
 def nested(cls: type[T]) -> T:
@@ -82,16 +112,14 @@ class MemoryConfig:
     """
 
     router_layers: tuple[int, ...] | None = None
-    pooling_kernel_size: int = 64
-    top_k_docs: int = 16
-    head_len: int = 3
-    router_similarity: str = "cosine"
-    router_init: str = "from_attention"
+    pooling_kernel_size: Count = 64
+    top_k_docs: Count = 16
+    head_len: CountOrZero = 3
+    router_similarity: Annotated[str, OneOf(ROUTER_SIMILARITIES)] = "cosine"
+    router_init: Annotated[str, OneOf(ROUTER_INITS)] = "from_attention"
 
     def __post_init__(self):
-        _require_positive(self, "pooling_kernel_size", "top_k_docs")
-        require_choice(self, "router_similarity", ROUTER_SIMILARITIES)
-        require_choice(self, "router_init", ROUTER_INITS)
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,32 +142,26 @@ class ModelConfig:
             (docs/performance.md), compiling it slower.
     """
 
-    vocab_size: int
-    num_layers: int
-    embed_dim: int
-    hidden_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    vocab_size: Count
+    num_layers: Annotated[int, Within(low=1, high=_MOST_LAYERS)]
+    embed_dim: Count
+    hidden_dim: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    rope_theta: Positive = 10_000.0
+    norm_eps: Positive = 1e-6
     qk_norm: bool = False
     attention_bias: bool = False
     tie_embeddings: bool = True
-    dtype: str = "bfloat16"
-    remat: str = "all"
+    dtype: Annotated[str, OneOf(DTYPES)] = "bfloat16"
+    remat: Annotated[str, OneOf(REMAT)] = "all"
     scan_layers: bool = True
     unroll_layers: bool = False
     memory: MemoryConfig = nested(MemoryConfig)
 
     def __post_init__(self):
-        _require_positive(
-            self,
-            *("vocab_size", "num_layers", "embed_dim", "hidden_dim"),
-            *("num_heads", "num_kv_heads", "head_dim"),
-        )
-        require_choice(self, "dtype", ("bfloat16", "float32"))
-        require_choice(self, "remat", REMAT)
+        check_fields(self)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
@@ -182,21 +204,3 @@ class ModelConfig:
                 kind = "routed" if layer in routed else "plain"
                 runs.append((f"{kind}_{layer}", layer, layer + 1))
         return tuple(runs)
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a positive whole number, not {value!r}.")
-
-
-def require_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Refuses a field that is none of the choices.
-
-    Raises:
-        ConfigError: naming the field and the choices.
-    """
-    value = getattr(config, name)
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")

@@ -26,6 +26,7 @@ from msa_jax.checkpoint.tensors import SafetensorsFolder
 from msa_jax.config import ConfigError
 from msa_jax.data.text_format import save_text_format
 from msa_jax.engine.loading import load_model
+from msa_jax.flag_types import define_overwrite, refuse_to_replace
 from msa_jax.terminal import show
 
 FLAGS = flags.FlagValues()
@@ -46,6 +47,8 @@ _DTYPE = flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 
+_OVERWRITE = define_overwrite(FLAGS)
+
 _PLAIN = "hf:"
 # What belongs to a model's text, for this package and for transformers.
 _TEXT_FILES = (
@@ -61,26 +64,31 @@ def main(arguments: Sequence[str]) -> None:
     folder = target.removeprefix(_PLAIN)
     if not folder:
         raise ConfigError(f"--to={target} names no folder; write --to=hf:<folder>.")
-    convert(source, Path(folder), target.startswith(_PLAIN), _DTYPE.value)
+    convert(source, Path(folder), target.startswith(_PLAIN), _DTYPE.value, _OVERWRITE.value)
     show(describe(Path(folder)))
 
 
-def convert(source: str, target: Path, backbone_only: bool, dtype: str | None) -> None:
+def convert(
+    source: str, target: Path, backbone_only: bool, dtype: str | None, overwrite: bool = False
+) -> None:
     """Writes any model that `load_model` takes as a Hugging Face folder.
 
     Args:
         source: the checkpoint.
-        target: made if absent; an earlier checkpoint in it is replaced.
+        target: made if absent.
         backbone_only: leave the routers out.
         dtype: of the tensors; as the source has them if None.
+        overwrite: replace an earlier model in `target`.
 
     Raises:
-        ConfigError: if there is no model in `source`, or something else in `target`.
+        ConfigError: if there is no model in `source`, or something in `target` that may not be
+            replaced.
         CheckpointError: if the weights are not those of the model.
     """
     folder = fetch(source)
     if folder.resolve() == target.resolve() or (target / CHECKPOINTS).is_dir():
         raise ConfigError(f"--to={target} is another model's place; name a folder of its own.")
+    refuse_to_replace(target, overwrite)
     if (folder / "config.json").is_file():
         config, tensors = read_model_config(folder), SafetensorsFolder(folder)
         save_tensors(target, config, tensors, backbone_only, dtype or _stored_dtype(tensors))

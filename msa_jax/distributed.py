@@ -19,6 +19,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from msa_jax.config import ConfigError
+from msa_jax.fields import Count, CountOrZero
+from msa_jax.flag_types import define_number
 from msa_jax.terminal import show
 
 # How long processes wait for the others to appear: machines of a cluster do not boot together.
@@ -34,8 +36,10 @@ PREPARATION_SECONDS = 3600
 
 _FLAGS = (
     flags.DEFINE_string("coordinator_address", None, "Several processes: HOST:PORT of the first."),
-    flags.DEFINE_integer("num_processes", None, "Several processes: how many.", lower_bound=1),
-    flags.DEFINE_integer("process_id", None, "Several processes: which is this?", lower_bound=0),
+    define_number("num_processes", None, Count, "Several processes: how many.", flags.FLAGS),
+    define_number(
+        "process_id", None, CountOrZero, "Several processes: which is this?", flags.FLAGS
+    ),
 )
 
 

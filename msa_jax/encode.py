@@ -14,6 +14,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -34,6 +35,8 @@ from msa_jax.engine.ingest import (
     new_layout,
 )
 from msa_jax.engine.loading import LoadedModel, describe_model, fingerprint, load_model
+from msa_jax.fields import Count, Within
+from msa_jax.flag_types import define_number
 from msa_jax.memory.chunks import DTYPES, Layout
 from msa_jax.memory.store import Store
 from msa_jax.memory.tiers import Budget, format_bytes, plan_tiers
@@ -68,13 +71,13 @@ _TOKENIZER = _string("tokenizer", "Packaged name or path; by default the checkpo
 _TEMPLATE = _string("template", "How documents are written; by default as in training.")
 _KEY_DTYPE = _type("key_dtype", "Of routing keys; by default the model's compute type.")
 _CONTENT_DTYPE = _type("content_dtype", "Of pooled keys and values; by default likewise.")
-_MAX_DOCUMENT_TOKENS = flags.DEFINE_integer(
+_MAX_DOCUMENT_TOKENS = define_number(
     "max_document_tokens",
     None,
+    Count,
     "Longer documents are split into parts; by default as in training, else "
     f"{DEFAULT_DOCUMENT_TOKENS}.",
-    lower_bound=1,
-    flag_values=FLAGS,
+    FLAGS,
 )
 _PRUNE = flags.DEFINE_bool(
     "prune",
@@ -85,12 +88,12 @@ _PRUNE = flags.DEFINE_bool(
 _ESTIMATE = flags.DEFINE_bool(
     "estimate", False, "Say how much memory it takes, and stop.", flag_values=FLAGS
 )
-_MEMORY_TOKENS = flags.DEFINE_integer(
+_MEMORY_TOKENS = define_number(
     "memory_tokens",
     None,
+    Annotated[int, Within(low=1, high=10**12)],
     "With --estimate and no documents: tokens of the memory.",
-    lower_bound=1,
-    flag_values=FLAGS,
+    FLAGS,
 )
 
 

@@ -19,6 +19,7 @@ only questions that say which document they are about: "What does she buy?" is a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,6 +39,8 @@ from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.loading import load_model
 from msa_jax.engine.ranking import rank_documents
+from msa_jax.fields import Count
+from msa_jax.flag_types import define_number, define_overwrite, refuse_to_replace
 from msa_jax.terminal import show
 
 METHODS = ("bm25", "router")
@@ -56,7 +59,7 @@ def _list(name: str, help_string: str) -> flags.FlagHolder:
 
 
 def _integer(name: str, default: int | None, help_string: str) -> flags.FlagHolder:
-    return flags.DEFINE_integer(name, default, help_string, lower_bound=1, flag_values=FLAGS)
+    return define_number(name, default, Count, help_string, FLAGS)
 
 
 _METHOD = flags.DEFINE_enum("method", "bm25", METHODS, "What ranks.", flag_values=FLAGS)
@@ -64,6 +67,7 @@ _ASKED = flags.DEFINE_enum("queries", "given", QUERIES, "What is asked.", flag_v
 _DOCUMENTS = _list("documents", "JSON Lines files of documents, with commas between them.")
 _QUESTIONS = _list("questions", "JSON Lines files of questions, with commas between them.")
 _TO = _string("to", "The JSON Lines file to write.")
+_OVERWRITE = define_overwrite(FLAGS)
 _SPLIT = _string("split", "Only questions whose field `split` is this.")
 _DATASETS = _list(
     "datasets",
@@ -95,6 +99,7 @@ def main(arguments: Sequence[str]) -> None:
         datasets=tuple(_DATASETS.value) if _DATASETS.value else None,
     )
     to = cli.given(_TO, "the file to write")
+    refuse_to_replace(Path(to), _OVERWRITE.value)
     corpus = read_corpus({"mined": source})
     documents = list(corpus.documents.values())
     given = corpus.questions["mined"]

@@ -39,11 +39,12 @@ def train_and_measure(config: ConfigDict) -> None:
         RecordError: if a documents or questions file has a bad record.
     """
     started = time.monotonic()
+    run_of(config)  # What is wrong with it shows before a corpus is made.
     distributed.check_workdir(config.workdir)
     with distributed.first_process_first("demo corpus"):
         use_demo_corpus(config)
     evaluation = held_out(config)
-    run_config = train_config({name: config[name] for name in config if name not in _NOT_TRAINING})
+    run_config = run_of(config)
     result = train(run_config)
     if evaluation is None or result.interrupted:
         return
@@ -51,6 +52,11 @@ def train_and_measure(config: ConfigDict) -> None:
         distributed.say("Only a single process measures: give this command to one machine now.")
     else:
         evaluate(evaluation, run_config, result.params, started)
+
+
+def run_of(config: ConfigDict) -> TrainConfig:
+    """The part of a configuration that training needs."""
+    return train_config({name: config[name] for name in config if name not in _NOT_TRAINING})
 
 
 def use_demo_corpus(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,6 +29,8 @@ from msa_jax.data.records import Document, Question, read_documents, write_quest
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.loading import LoadedModel, load_model
 from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.fields import Count, NonNegative, Seed, field_types
+from msa_jax.flag_types import define_number, define_overwrite, refuse_to_replace
 from msa_jax.modules.transformer import Transformer
 from msa_jax.modules.unstack import unstack_layers
 from msa_jax.terminal import show
@@ -44,7 +47,7 @@ def _list(name: str, help_string: str) -> flags.FlagHolder:
 
 
 def _integer(name: str, default: int | None, help_string: str) -> flags.FlagHolder:
-    return flags.DEFINE_integer(name, default, help_string, lower_bound=1, flag_values=FLAGS)
+    return define_number(name, default, Count, help_string, FLAGS)
 
 
 _DOCUMENTS = _list("documents", "Documents of the given questions, JSON Lines files.")
@@ -60,21 +63,22 @@ _TO = flags.DEFINE_string("to", None, "The JSON Lines file to write.", flag_valu
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", BACKBONE, "The language model, as for msa_jax.encode.", flag_values=FLAGS
 )
-_STEPS = flags.DEFINE_integer(
-    "steps", WriterConfig.steps, "Training steps.", lower_bound=2, flag_values=FLAGS
+_STEPS = define_number(
+    "steps", WriterConfig.steps, field_types(WriterConfig)["steps"], "Training steps.", FLAGS
 )
-_LEARNING_RATE = flags.DEFINE_float(
+_LEARNING_RATE = define_number(
     "learning_rate",
     WriterConfig.learning_rate,
+    NonNegative,
     "Of training, at its peak.",
-    lower_bound=0.0,
-    flag_values=FLAGS,
+    FLAGS,
 )
 _BATCH_SIZE = _integer("batch_size", 512, "Documents that are asked about at once.")
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature", 0.7, "Of what is written; 0 is greedy.", lower_bound=0.0, flag_values=FLAGS
+_TEMPERATURE = define_number(
+    "temperature", 0.7, NonNegative, "Of what is written; 0 is greedy.", FLAGS
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", flag_values=FLAGS)
+_SEED = define_number("seed", 0, Seed, "Of all that is drawn.", FLAGS)
+_OVERWRITE = define_overwrite(FLAGS)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -86,6 +90,7 @@ def main(arguments: Sequence[str]) -> None:
         datasets=tuple(_DATASETS.value) if _DATASETS.value else None,
     )
     to = cli.given(_TO, "the file to write")
+    refuse_to_replace(Path(to), _OVERWRITE.value)
     corpus = read_corpus({"given": source})
     given = [x for x in corpus.questions["given"] if x.answers and len(x.positive_ids) == 1]
     if not given:

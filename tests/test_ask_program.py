@@ -139,6 +139,10 @@ def test_ranking_writes_no_answer(run):
         (["n=1", "key=d2"], set()),
         (["title=A tower", "key=harbor"], {"harbor"}),
         (["n=Infinity"], set()),
+        (['{"n": [1, 3]}'], {"d1", "d3"}),
+        (['{"n": 1}', "key=d1"], {"d1"}),
+        (['{"n": "1"}'], set()),
+        (['{"a=b": null}'], set()),
     ],
 )
 def test_filters(run, filters, keys):

@@ -1,5 +1,7 @@
 """`python -m msa_jax.bank`: what a bank holds, removing, compacting, verifying."""
 
+import io
+import json
 from functools import partial
 
 import pytest
@@ -35,6 +37,29 @@ def test_documents_are_removed_and_their_space_is_given_back(run, bank):
     assert code == 0 and "reclaimed." in out and " and 0 B of removed" in out
     with Store.open(bank) as store:
         assert list(store.keys()) == ["second"]
+
+
+def test_any_key_can_be_removed(run, bank, monkeypatch):
+    strange = ["a,b", "a\nb", "a\0b", " ", '"', "é"]
+    with Store.open(bank, write=True) as store:
+        for key in strange:
+            put_text(store, key, "text")
+    (bank.parent / "keys.json").write_text(json.dumps(strange[:3]))
+    code, out, _ = run(f"--bank={bank}", f"--delete_from={bank.parent / 'keys.json'}")
+    assert code == 0 and out.startswith("6 documents")
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(strange[3:])))
+    code, _, _ = run(f"--bank={bank}", "--delete_from=-", "--delete=first")
+    with Store.open(bank) as store:
+        assert code == 0 and list(store.keys()) == ["second", "third"]
+
+
+@pytest.mark.parametrize("text", ["first", '"first"', "[1]", "", '{"first": 1}'])
+def test_what_is_no_list_of_keys_changes_nothing(run, bank, text):
+    (bank.parent / "keys.json").write_text(text)
+    code, _, err = run(f"--bank={bank}", f"--delete_from={bank.parent / 'keys.json'}")
+    assert code == 2 and "keys.json" in err and err.count("\n") == 1
+    with Store.open(bank) as store:
+        assert store.num_documents == 3
 
 
 def test_a_key_that_is_not_there_changes_nothing(run, bank):

@@ -114,9 +114,14 @@ def test_what_is_wrong_is_said_in_a_line(run, place, flags, message):
     assert sorted(place.rglob("*")) == before
 
 
-def test_a_new_conversion_takes_the_place_of_the_old(run, place):
+def test_a_new_conversion_takes_the_place_of_the_old_if_told(run, place):
     run(convert, ["--format=squad", "--input=dev-v2.0.json", "--output=out"])
     (place / "out" / "mine.txt").write_text("stays")
-    assert run(convert, ["--format=text", "--input=texts", "--output=out"])[0] == 0
+    before = (place / "out" / "documents.jsonl").read_text()
+    arguments = ["--format=text", "--input=texts", "--output=out"]
+    code, _, err = run(convert, arguments)
+    assert code == 2 and "documents.jsonl is there already; name another" in err
+    assert (place / "out" / "documents.jsonl").read_text() == before
+    assert run(convert, [*arguments, "--overwrite"])[0] == 0
     assert [x.id for x in read_documents("out/documents.jsonl")] == ["a/b.md", "c.txt"]
     assert sorted(x.name for x in (place / "out").iterdir()) == ["documents.jsonl", "mine.txt"]

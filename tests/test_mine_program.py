@@ -71,7 +71,7 @@ def test_similar_questions_come_together(run, tmp_path):
     write_questions(tmp_path / "q.jsonl", questions)
     flags = {"documents": tmp_path / "d.jsonl", "questions": tmp_path / "q.jsonl", "negatives": 3}
     for order, together in (("given", False), ("similar", True)):
-        code, _, err = run(order=order, to=tmp_path / "m.jsonl", **flags)
+        code, _, err = run(order=order, to=tmp_path / "m.jsonl", overwrite=True, **flags)
         assert code == 0, err
         subject_of = [int(x.id[1:]) % 2 for x in read_questions(tmp_path / "m.jsonl")]
         assert (subject_of == [0] * 4 + [1] * 4) == together

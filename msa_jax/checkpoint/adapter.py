@@ -25,11 +25,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from msa_jax import lfs
 from msa_jax.checkpoint import changes
 from msa_jax.checkpoint.hf_config import read_json
 from msa_jax.checkpoint.key_map import checkpoint_entries
 from msa_jax.checkpoint.tensors import CheckpointError, TensorSource
 from msa_jax.config import ModelConfig, from_mapping
+from msa_jax.fields import check_value
 
 DESCRIPTION = "adapter.json"
 _FORMAT = 1
@@ -197,6 +199,8 @@ def _read_description(folder: Path) -> tuple[Description, list[str]]:
             "alone; use the version that wrote it."
         )
     try:
+        for name, kind in (("backbone", str), ("fingerprint", str), ("files", tuple[str, ...])):
+            check_value(f"{path}: {name}", values[name], kind)
         model = from_mapping(ModelConfig, values["model"], f"{path}: model")
         return Description(values["backbone"], values["fingerprint"], model), values["files"]
     except KeyError as error:
@@ -269,7 +273,8 @@ class AdaptedTensors:
             try:
                 tensors = load_file(self.path / file)
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.path / file} cannot be read: {error}.") from error
+                problem = lfs.advice(self.path / file) or error
+                raise CheckpointError(f"{self.path / file} cannot be read: {problem}.") from error
             for key, tensor in tensors.items():
                 name, _, part = key.rpartition(".")
                 if part in _PARTS:

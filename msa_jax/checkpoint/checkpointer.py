@@ -9,15 +9,20 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from msa_jax.checkpoint.tensors import CheckpointError
 from msa_jax.config import ConfigError, ModelConfig, from_mapping
+from msa_jax.fields import Count, check_fields
 from msa_jax.modules.lora import Lora, merge_lora
 from msa_jax.typing import PyTree
 
@@ -43,12 +48,11 @@ class CheckpointConfig:
         keep: how many of the latest stay, besides the best of the latest stage.
     """
 
-    every: int = 500
-    keep: int = 2
+    every: Count = 500
+    keep: Count = 2
 
     def __post_init__(self):
-        if self.every < 1 or self.keep < 1:
-            raise ConfigError("checkpoint.every and checkpoint.keep must be at least 1.")
+        check_fields(self, "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +209,23 @@ def load_params(directory: str | Path, step: int, abstract_params: PyTree) -> Py
         directory: a run's directory of checkpoints.
         step: one of `complete_steps`.
         abstract_params: `jax.ShapeDtypeStruct` tree with shardings, of any mesh.
+
+    Raises:
+        CheckpointError: if a parameter holds NaN or infinity.
     """
+    params = _load_merged(directory, step, abstract_params)
+    finite = jax.device_get(jax.jit(partial(jax.tree.map, lambda x: jnp.isfinite(x).all()))(params))
+    for name, is_finite in traverse_util.flatten_dict(finite, sep="/").items():
+        if not is_finite:
+            raise CheckpointError(
+                f"{Path(directory) / str(step)}: {name} holds NaN or infinity; delete this "
+                "checkpoint and go on from an earlier one."
+            )
+    return params
+
+
+def _load_merged(directory: str | Path, step: int, abstract_params: PyTree) -> PyTree:
+    """Parameters, with the update beside them if they have one."""
     path = Path(directory).absolute() / str(step)
     abstract_lora = _abstract_lora(path, abstract_params)
     if abstract_lora is None:

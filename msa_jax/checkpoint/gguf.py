@@ -21,6 +21,7 @@ import tokenizers
 from gguf.quants import dequantize
 from tokenizers import decoders, models, pre_tokenizers
 
+from msa_jax import lfs
 from msa_jax.checkpoint.hf_config import config_from_values
 from msa_jax.checkpoint.tensors import CheckpointError
 from msa_jax.config import ConfigError, ModelConfig
@@ -73,7 +74,8 @@ class GgufFile:
         try:
             self._reader = gguf.GGUFReader(self.path)
         except (OSError, ValueError, IndexError) as error:
-            raise CheckpointError(f"{path} cannot be read as GGUF: {error}.") from error
+            problem = lfs.advice(path) or error
+            raise CheckpointError(f"{path} cannot be read as GGUF: {problem}.") from error
         architecture = self._field("general.architecture")
         if architecture != "llama":
             raise CheckpointError(
@@ -152,7 +154,11 @@ class GgufFile:
         tokens = [absent.get(token, token) for token in tokens]
         merges = [tuple(merge.split(" ")) for merge in self._field("tokenizer.ggml.merges")]
         vocabulary = {token: index for index, token in enumerate(tokens)}
-        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        try:
+            model = models.BPE(vocab=vocabulary, merges=merges)
+        except Exception as error:  # the backend raises plain Exception
+            raise ConfigError(f"{self.path}: the tokenizer cannot be used ({error}).") from error
+        tokenizer = tokenizers.Tokenizer(model)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
@@ -179,7 +185,10 @@ class GgufFile:
 
     def _field(self, name: str, default: Any = None) -> Any:
         field = self._reader.get_field(name)
-        value = default if field is None else field.contents()
+        try:
+            value = default if field is None else field.contents()
+        except (ValueError, IndexError) as error:
+            raise CheckpointError(f"{self.path}: {name} cannot be read ({error}).") from error
         if value is None:
             raise CheckpointError(f"{self.path} lacks {name}; use a complete GGUF file.")
         return value

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from msa_jax import lfs
 from msa_jax.config import ConfigError, MemoryConfig, ModelConfig, from_mapping
+from msa_jax.fields import Count, CountOrZero, OneOf, Positive, check_value, field_types
 
 
 class Backbone(NamedTuple):
@@ -29,6 +31,26 @@ _SIZES = {
     "intermediate_size": "hidden_dim",
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
+}
+
+# What other settings must be where a file has them; null is absence for some.
+_TYPES = {
+    "num_key_value_heads": Count | None,
+    "head_dim": Count | None,
+    "rope_theta": Positive,
+    "rms_norm_eps": Positive,
+    "tie_word_embeddings": bool,
+    "layer_types": list | None,
+    "rope_scaling": dict | None,
+    "rope_parameters": dict | None,
+    "msa_config": dict,
+    "msa_jax": dict,
+}
+_MSA_TYPES = {
+    "top_k_docs": Count,
+    "doc_top_k": Count,
+    "pooling_kernel_size": Count,
+    "aux_loss_method": str,
 }
 
 # Settings with one supported value, which is also what their absence means.
@@ -68,10 +90,9 @@ def read_model_config(directory: str | Path, **overrides: Any) -> ModelConfig:
 def config_from_values(values: dict[str, Any], path: Path, **overrides: Any) -> ModelConfig:
     """`read_model_config` of what a `config.json` says; messages name `path`."""
     try:
-        fields = _model_fields(values)
+        return from_mapping(ModelConfig, {**_model_fields(values), **overrides}, "model")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return from_mapping(ModelConfig, {**fields, **overrides}, where=str(path))
 
 
 def to_hf_config(config: ModelConfig, backbone_only: bool = False) -> dict[str, Any]:
@@ -108,15 +129,19 @@ def to_hf_config(config: ModelConfig, backbone_only: bool = False) -> dict[str, 
 
 def _model_fields(values: dict[str, Any]) -> dict[str, Any]:
     model_type = values.get("model_type")
+    _check_types(values, _TYPES)
     own = values.get("msa_jax", {})
-    family = own.get("backbone", "qwen3") if model_type == "msa" else model_type
-    if family not in BACKBONES:
+    if model_type not in ("msa", *BACKBONES):
         raise ConfigError(
-            f"model_type {family!r} is not supported; supported are msa, {', '.join(BACKBONES)}."
+            f"model_type {model_type!r} is not supported; supported are msa, "
+            f"{', '.join(BACKBONES)}."
         )
+    family = own.get("backbone", "qwen3") if model_type == "msa" else model_type
+    check_value("msa_jax.backbone", family, Annotated[str, OneOf(tuple(BACKBONES))])
     missing = [name for name in _SIZES if name not in values]
     if missing:
         raise ConfigError(f"{', '.join(missing)} is missing, required for {model_type} models.")
+    _check_types(values, {name: field_types(ModelConfig)[ours] for name, ours in _SIZES.items()})
     backbone = BACKBONES[family]
     _check_supported(values, backbone)
     fields = {ours: values[theirs] for theirs, ours in _SIZES.items()}
@@ -132,6 +157,12 @@ def _model_fields(values: dict[str, Any]) -> dict[str, Any]:
     if model_type == "msa":
         fields["memory"] = _memory_config(values, own)
     return fields
+
+
+def _check_types(values: dict[str, Any], kinds: dict[str, Any], where: str = "") -> None:
+    for name, kind in kinds.items():
+        if name in values:
+            check_value(f"{where}{name}", values[name], kind)
 
 
 def _check_supported(values: dict[str, Any], backbone: Backbone) -> None:
@@ -158,6 +189,7 @@ def _rope_theta(values: dict[str, Any]) -> float:
     section = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
     rope = dict(values.get(section) or {})
     theta = rope.pop("rope_theta", values.get("rope_theta", 10_000.0))
+    check_value("rope_theta", theta, Positive)
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     if kind != "default" or rope:
         raise ConfigError(
@@ -169,8 +201,10 @@ def _rope_theta(values: dict[str, Any]) -> float:
 
 def _memory_config(values: dict[str, Any], own: dict[str, Any]) -> MemoryConfig:
     msa = values.get("msa_config")
-    if not isinstance(msa, dict) or "router_layer_idx" not in msa:
+    if msa is None or "router_layer_idx" not in msa:
         raise ConfigError("msa_config.router_layer_idx is missing, required for msa models.")
+    _check_types(msa, _MSA_TYPES, where="msa_config.")
+    _check_types(own, {"head_len": CountOrZero}, where="msa_jax.")
     _check_fixed(msa, _FIXED_MSA, where="msa_config.")
     method = msa.get("aux_loss_method", "INFONCE")
     if method not in _SIMILARITIES:
@@ -199,8 +233,10 @@ def _router_layers(value: str | list[int], num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers))
     layers = value.split(",") if isinstance(value, str) else value
     try:
+        if not isinstance(value, str):
+            check_value("router_layer_idx", layers, tuple[int, ...])
         return tuple(sorted({int(layer) for layer in layers}))
-    except (TypeError, ValueError):
+    except ValueError:
         raise ConfigError(
             f"msa_config.router_layer_idx {value!r} must be 'all' or layer numbers separated by "
             "commas."
@@ -235,8 +271,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; raises `ConfigError` where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        problem = lfs.advice(path) or error
+        raise ConfigError(f"{path} cannot be read as JSON: {problem}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object.")
     return values

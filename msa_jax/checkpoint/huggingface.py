@@ -26,6 +26,7 @@ from msa_jax.checkpoint.tensors import (
     CheckpointError,
     SafetensorsFolder,
     TensorSource,
+    check_finite,
     write_folder,
 )
 from msa_jax.config import ModelConfig
@@ -87,7 +88,7 @@ def read_params(
 
     Raises:
         CheckpointError: listing all names that are missing, unmapped or in two shards, and all
-            tensors of the wrong shape or type.
+            tensors of the wrong shape or type; for the first tensor with NaN or infinity.
     """
     entries = _entries_of(tensors, config)
     _raise_if_any(
@@ -98,7 +99,8 @@ def read_params(
     for path, parts in _by_path(entries).items():
         leaf = placement.empty(path)
         for name, entry in parts.items():
-            leaf[entry.index] = entry.layout.to_ours(tensors.read(name))
+            leaf[entry.index] = _converted(entry.layout.to_ours(tensors.read(name)), leaf.dtype)
+            check_finite(tensors.path, name, leaf[entry.index])
         flat[path] = placement.place(path, leaf)
     if len(flat) < len(parameter_shapes(config)):
         flat |= placement.new_routers(flat, key)
@@ -153,7 +155,13 @@ def save_tensors(
         name: math.prod(entry.layout.their_shape) * stored.itemsize
         for name, entry in entries.items()
     }
-    write_folder(directory, values, sizes, lambda name: tensors.read(name).astype(stored))
+
+    def read(name: str) -> np.ndarray:
+        tensor = _converted(tensors.read(name), stored)
+        check_finite(tensors.path, name, tensor)
+        return tensor
+
+    write_folder(directory, values, sizes, read)
 
 
 def to_huggingface(
@@ -239,6 +247,12 @@ class _Placement:
 
     def _dtype(self, path: str) -> np.dtype:
         return np.dtype(np.float32) if self._abstract is None else self._abstract[path].dtype
+
+
+def _converted(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A tensor in another type; what that cannot hold becomes infinite, for `check_finite`."""
+    with np.errstate(over="ignore"):
+        return tensor.astype(dtype, copy=False)
 
 
 def _entries_of(tensors: TensorSource, config: ModelConfig) -> dict[str, Entry]:

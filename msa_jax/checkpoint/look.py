@@ -15,6 +15,7 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from msa_jax import lfs
 from msa_jax.checkpoint.key_map import parameter_shapes
 from msa_jax.checkpoint.tensors import CheckpointError
 from msa_jax.config import ModelConfig
@@ -57,7 +58,8 @@ def load_look(folder: str | Path, config: ModelConfig) -> LookParams | None:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        problem = lfs.advice(path) or error
+        raise CheckpointError(f"{path} cannot be read: {problem}.") from error
     tensors = {name: x.astype(np.float32) for name, x in tensors.items()}
     for name, x in tensors.items():
         if not np.isfinite(x).all():

@@ -12,6 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from msa_jax import lfs
+from msa_jax.finite import all_finite
+
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
@@ -22,6 +25,24 @@ SHARD_BYTES = 1 << 30
 
 class CheckpointError(ValueError):
     """A checkpoint that does not hold the model; the message lists everything that is wrong."""
+
+
+def check_finite(path: Path, name: str, tensor: np.ndarray) -> None:
+    """Refuses weights with which a model computes nothing but NaN.
+
+    Args:
+        path: of the checkpoint.
+        name: of the tensor.
+        tensor: in the type in which it is used.
+
+    Raises:
+        CheckpointError: if a value is NaN or infinite.
+    """
+    if not all_finite(tensor):
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinity as {tensor.dtype}; restore the file, or take an "
+            "earlier checkpoint."
+        )
 
 
 class TensorSource(Protocol):
@@ -89,7 +110,8 @@ class SafetensorsFolder:
                     self._files[name] = file
                     self._headers[name] = tuple(view.get_shape()), view.get_dtype()
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read as safetensors: {error}.") from error
+            problem = lfs.advice(file) or error
+            raise CheckpointError(f"{file} cannot be read as safetensors: {problem}.") from error
 
 
 def write_folder(
@@ -166,6 +188,7 @@ def _weight_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{directory} has neither {_WEIGHTS} nor {_INDEX}.")
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index with a weight_map of names.") from error
-    return [directory / shard for shard in sorted(shards)]
+        return [directory / shard for shard in sorted(shards)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = lfs.advice(index) or "it is not an index with a weight_map of names"
+        raise CheckpointError(f"{index}: {problem}.") from error

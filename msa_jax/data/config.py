@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from msa_jax.config import ConfigError, from_mapping, require_choice
+from msa_jax.config import ConfigError, from_mapping
 from msa_jax.data.templates import TEMPLATES
+from msa_jax.fields import Count, CountOrZero, OneOf, Positive, Share, Within, check_fields
 
 QUERIES = ("given", "synthetic", "chains")
 HOPS = ("given", "infer")
@@ -43,23 +44,17 @@ class SourceConfig:
 
     documents: str | tuple[str, ...]
     questions: str | tuple[str, ...] | None = None
-    queries: str = "given"
+    queries: Annotated[str, OneOf(QUERIES)] = "given"
     split: str | None = None
     datasets: tuple[str, ...] | None = None
-    hops: str = "given"
+    hops: Annotated[str, OneOf(HOPS)] = "given"
     answers: bool = True
     distractors: bool = True
-    queries_per_document: int = 1
-    dropped_words: float = 0.0
+    queries_per_document: Count = 1
+    dropped_words: Annotated[float, Within(low=0, below=1)] = 0.0
 
     def __post_init__(self):
-        require_choice(self, "queries", QUERIES)
-        require_choice(self, "hops", HOPS)
-        require_at_least(self, queries_per_document=1)
-        if not 0 <= self.dropped_words < 1:
-            raise ConfigError(
-                f"dropped_words must be at least 0 and below 1, not {self.dropped_words!r}."
-            )
+        check_fields(self)
         if not self.documents:
             raise ConfigError("documents must name a JSON Lines file, or several.")
         if self.questions and self.queries != "given":
@@ -102,25 +97,17 @@ class DataConfig:
     questions: str | None = None
     sources: Mapping[str, SourceConfig] | None = None
     tokenizer: str = "docs-4k"
-    template: str = "plain"
-    row_tokens: int = 2048
-    max_document_tokens: int = 512
-    id_space: int = 10_000
-    answer_fraction: float = 0.0
-    negatives_per_question: int = 4
+    template: Annotated[str, OneOf(tuple(TEMPLATES))] = "plain"
+    row_tokens: Count = 2048
+    max_document_tokens: Count = 512
+    id_space: Annotated[int, Within(low=2)] = 10_000
+    answer_fraction: Share = 0.0
+    negatives_per_question: CountOrZero = 4
     shuffle_labels: bool = False
 
     def __post_init__(self):
-        require_at_least(self, row_tokens=1, max_document_tokens=1, id_space=2)
-        require_at_least(self, negatives_per_question=0)
-        if self.template not in TEMPLATES:
-            raise ConfigError(
-                f"template must be one of {', '.join(TEMPLATES)}, not {self.template!r}."
-            )
-        if not 0 <= self.answer_fraction <= 1:
-            raise ConfigError(
-                f"answer_fraction must be between 0 and 1, not {self.answer_fraction!r}."
-            )
+        object.__setattr__(self, "sources", _source_configs(self.sources))
+        check_fields(self)
         if self.max_document_tokens > self.row_tokens:
             raise ConfigError(
                 f"max_document_tokens ({self.max_document_tokens}) must not exceed row_tokens "
@@ -128,7 +115,6 @@ class DataConfig:
             )
         if self.sources and (self.documents or self.questions):
             raise ConfigError("data.documents and data.questions must be left out beside sources.")
-        object.__setattr__(self, "sources", _source_configs(self.sources))
 
     def all_sources(self) -> dict[str, SourceConfig]:
         """The sources by name; `documents` and `questions` are one.
@@ -159,19 +145,17 @@ class BatchShape:
             that it needs.
     """
 
-    groups: int
-    queries_per_group: int
-    memory_tokens: int
-    active_tokens: int
-    mixture: Mapping[str, float] | None = None
-    cluster: int = 1
-    answer_fraction: float | None = None
-    read_negatives: int = 0
+    groups: Count
+    queries_per_group: Count
+    memory_tokens: Count
+    active_tokens: Count
+    mixture: Mapping[str, Positive] | None = None
+    cluster: Count = 1
+    answer_fraction: Share | None = None
+    read_negatives: CountOrZero = 0
 
     def __post_init__(self):
-        require_at_least(self, read_negatives=0)
-        names = ("groups", "queries_per_group", "memory_tokens", "active_tokens", "cluster")
-        require_at_least(self, **dict.fromkeys(names, 1))
+        check_fields(self)
         if self.queries_per_group % self.cluster:
             raise ConfigError(
                 f"queries_per_group ({self.queries_per_group}) must be a multiple of cluster "
@@ -201,20 +185,6 @@ class ListShape:
 
     # Lists have their hard negatives, and no use for neighbours.
     cluster: ClassVar[int] = 1
-
-
-def require_at_least(config: Any, **minima: int) -> None:
-    """Refuses fields that are no whole numbers or too small.
-
-    Raises:
-        ConfigError: for the first of them.
-    """
-    for name, minimum in minima.items():
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < minimum:
-            raise ConfigError(
-                f"{name} must be a whole number of at least {minimum}, not {value!r}."
-            )
 
 
 def _source_configs(sources: Mapping[str, Any] | None) -> dict[str, SourceConfig] | None:

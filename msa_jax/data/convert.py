@@ -2,9 +2,9 @@
 
     python -m msa_jax.data.convert --format=squad --input=dev-v2.0.json --output=data/squad
 
-writes `documents.jsonl` and `questions.jsonl` (`data.records`) into the output folder, in place of
-those that are there. Questions that no document answers are left out. docs/data.md shows a command
-for each format. Inputs may be compressed (`.gz`, `.xz`).
+writes `documents.jsonl` and `questions.jsonl` (`data.records`) into the output folder;
+`--overwrite` replaces those that are there. Questions that no document answers are left out.
+docs/data.md shows a command for each format. Inputs may be compressed (`.gz`, `.xz`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from msa_jax.data.records import (
     write_documents,
     write_questions,
 )
+from msa_jax.flag_types import define_overwrite, refuse_to_replace
 from msa_jax.terminal import show
 
 DOCUMENTS, QUESTIONS = "documents.jsonl", "questions.jsonl"
@@ -38,13 +39,16 @@ _INPUT = flags.DEFINE_string(
     "input", None, "The file; for beir, msmarco and text a folder.", flag_values=FLAGS
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write.", flag_values=FLAGS)
+_OVERWRITE = define_overwrite(FLAGS)
 
 
 def main(arguments: Sequence[str]) -> None:
     cli.refuse_arguments(arguments)
     name = cli.given(_FORMAT, f"one of {', '.join(FORMATS)}")
     source = cli.given(_INPUT, "the file or folder to convert")
-    show(convert(name, Path(source), Path(cli.given(_OUTPUT, "the folder to write"))))
+    output = Path(cli.given(_OUTPUT, "the folder to write"))
+    refuse_to_replace(output / DOCUMENTS, _OVERWRITE.value)
+    show(convert(name, Path(source), output))
 
 
 def convert(name: str, source: Path, output: Path) -> str:

@@ -15,6 +15,7 @@ encoded on its own, so that a model sees the tokens that it was trained on:
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -68,6 +69,11 @@ class Template:
     answer_start: str = "The answer to the question is:"
     answer: str = " {answer}<|im_end|>"
 
+    @property
+    def markers(self) -> list[str]:
+        """What stands for a token in the words, such as "<|im_start|>"; no text may forge it."""
+        return re.findall(r"<[^<>\s{}]+>", " ".join(dataclasses.astuple(self)))
+
 
 TEMPLATES = {
     "plain": Template(),
@@ -112,7 +118,7 @@ class PromptBuilder:
 
     Attributes:
         template: the words.
-        tokenizer: the encoder.
+        tokenizer: the encoder, whose encodings of user text never hold the template's markers.
         memory: how the model remembers.
         head: tokens of the template head, int32 [head_len].
     """
@@ -121,10 +127,11 @@ class PromptBuilder:
         """Encodes what does not depend on documents and questions.
 
         Raises:
-            ConfigError: if the template head is not `memory.head_len` tokens long.
+            ConfigError: if the template head is not `memory.head_len` tokens long, or the tokenizer
+                cannot tell a marker of the template from text.
         """
         self.template = template
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = tokenizer.guarding(template.markers)
         self.memory = memory
         encode = tokenizer.encode_template
         self.head = encode(template.head)

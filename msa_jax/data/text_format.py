@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from msa_jax.config import ConfigError
 from msa_jax.data.templates import TEMPLATES
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.fields import Count, NonNegative, Positive, check_fields, check_value
 
 _TOKENIZER = "tokenizer.json"
 _SETTINGS = "text.json"
@@ -32,15 +32,11 @@ class Naming:
         margin: likewise.
     """
 
-    router_temperature: float | None = None
-    margin: float | None = None
+    router_temperature: Positive | None = None
+    margin: NonNegative | None = None
 
     def __post_init__(self):
-        tau, margin = self.router_temperature, self.margin
-        if tau is not None and not (_is_number(tau) and tau > 0):
-            raise ConfigError(f"router_temperature must be a positive number or None, not {tau!r}.")
-        if margin is not None and not (_is_number(margin) and margin >= 0):
-            raise ConfigError(f"margin must be a number from 0 on or None, not {margin!r}.")
+        check_fields(self)
 
     @property
     def known(self) -> dict[str, float]:
@@ -92,11 +88,13 @@ def load_text_format(folder: str | Path) -> TextFormat:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         template, max_document_tokens = settings["template"], settings["max_document_tokens"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{path} does not say which template and max_document_tokens the model was trained "
             f"with ({error!r}); restore it or train again."
         ) from error
+    check_value(f"{path}: max_document_tokens", max_document_tokens, Count | None)
+    check_value(f"{path}: template", template, str)
     if template not in TEMPLATES:
         raise ConfigError(
             f"{path} names the template {template!r}, but there are only "
@@ -110,11 +108,6 @@ def _naming(settings: Mapping[str, Any], path: Path) -> Naming:
         return Naming(**{x.name: settings.get(x.name) for x in dataclasses.fields(Naming)})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _is_number(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
 
 
 def _replace(path: Path, text: str) -> None:

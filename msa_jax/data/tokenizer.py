@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
+from msa_jax import lfs
 from msa_jax.checkpoint.backbones import fetch
 from msa_jax.config import ConfigError
 
@@ -28,13 +31,15 @@ class Tokenizer:
 
     Attributes:
         specification: text of the `tokenizers` JSON file.
-        vocab_size: number of token ids, special tokens included.
+        name: what messages call it.
+        vocab_size: one more than the highest token id, special tokens included; a model's
+            embedding must have as many rows. There may be fewer tokens.
         pad_id: id to fill unused places with; masked out everywhere.
     """
 
-    def __init__(self, specification: str):
+    def __init__(self, specification: str, name: str = "the tokenizer"):
         """Builds the tokenizer from the text of a `tokenizers` JSON file."""
-        self.specification = specification
+        self.specification, self.name = specification, name
         values = json.loads(specification)
         for token in values.get("added_tokens", []):
             # Only tokens marked special can be left unparsed, and user text must form none.
@@ -46,11 +51,18 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         decoder = self._backend.get_added_tokens_decoder()
         self._specials = {t.content: index for index, t in decoder.items() if t.special}
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._special_pattern = re.compile(f"({alternatives})")
-        self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
+        self._guards: list[_Guard] = []
+        self._set_units({text: _ids([index]) for text, index in self._specials.items()})
+        ids = self._backend.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = 1 + max(ids, default=-1)
         self.pad_id = self._specials.get(PADDING_TOKEN, 0)
+
+    def _set_units(self, units: dict[str, np.ndarray]) -> None:
+        """Sets what templates have tokens of its own for."""
+        self._units = units
+        longest_first = sorted(units, key=len, reverse=True)
+        alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
+        self._unit_pattern = re.compile(f"({alternatives})")
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike) -> Tokenizer:
@@ -71,23 +83,53 @@ class Tokenizer:
                 f"tokenizer.json, nor a packaged name ({names})."
             )
         try:
-            return cls(path.read_text(encoding="utf-8"))
+            tokenizer = cls(path.read_text(encoding="utf-8"), str(path))
         except Exception as error:  # the backend raises plain Exception
-            raise ConfigError(f"{path} is not a tokenizers JSON file ({error}).") from error
+            problem = lfs.advice(path) or error
+            raise ConfigError(f"{path} is not a tokenizers JSON file ({problem}).") from error
+        if not tokenizer.vocab_size:
+            raise ConfigError(f"{path} has no tokens; restore the file.")
+        return tokenizer
+
+    def guarding(self, markers: Iterable[str]) -> Tokenizer:
+        """The same tokenizer, whose encodings of user text never hold the tokens of a marker.
+
+        Templates write a marker with its special token, or with ordinary tokens where it is none.
+        Text that spells it would become the same ordinary tokens, and with some tokenizers even
+        the special one; here it is encoded character by character.
+
+        Raises:
+            ConfigError: if a marker written that way has the same tokens.
+        """
+        guards = {}
+        for marker in dict.fromkeys(markers):
+            special = self._specials.get(marker)
+            (written,) = self._tokenize([marker]) if special is None else [_ids([special])]
+            guards[marker] = _Guard(written, np.concatenate(self._tokenize(list(marker))))
+        for marker, guard in guards.items():
+            if any(len(_places(guard.apart, other.written)) for other in guards.values()):
+                raise ConfigError(
+                    f"{self.name} has no tokens for {marker!r} that a document could not spell, "
+                    "too; make it a special token of the tokenizer."
+                )
+        guarded = copy.copy(self)
+        guarded._guards = list(guards.values())
+        guarded._set_units({m: guard.written for m, guard in guards.items()} | self._units)
+        return guarded
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids (int32) of user text; special tokens in it are ordinary characters."""
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+        return self._encode_slice([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """`encode` of many texts at once, in parallel."""
-        return [np.array(encoding.ids, np.int32) for encoding in self._encodings(texts)]
+        return list(self._encodings(texts))
 
     def count_batch(self, texts: Iterable[str]) -> np.ndarray:
         """How many tokens each text has, without keeping them."""
-        return np.array([len(encoding) for encoding in self._encodings(texts)], int)
+        return np.array([len(ids) for ids in self._encodings(texts)], int)
 
-    def _encodings(self, texts: Iterable[str]) -> Iterator[tokenizers.Encoding]:
+    def _encodings(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """Encodes the next slice while the caller uses one."""
         pending: Future | None = None
         with ThreadPoolExecutor(1) as pool:
@@ -99,8 +141,22 @@ class Tokenizer:
             if pending is not None:
                 yield from pending.result()
 
-    def _encode_slice(self, texts: list[str]) -> list[tokenizers.Encoding]:
-        return self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    def _encode_slice(self, texts: list[str]) -> list[np.ndarray]:
+        encoded = self._tokenize(texts)
+        # Hardly any slice has such a text, and one search through all is fast.
+        joined = np.concatenate([_ids([]), *encoded])
+        for guard in self._guards:
+            if len(_places(joined, guard.written)):
+                encoded = [guard.keep_apart(ids) for ids in encoded]
+        return encoded
+
+    def _tokenize(self, texts: list[str]) -> list[np.ndarray]:
+        """Token ids as the backend has them."""
+        try:
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the backend raises plain Exception
+            raise ConfigError(f"{self.name} cannot encode a text: {error}.") from error
+        return [_ids(encoding.ids) for encoding in encodings]
 
     def encode_template(self, template: str, **slots: str | int) -> np.ndarray:
         """Token ids of a template whose special tokens count, with user text in its slots.
@@ -120,22 +176,17 @@ class Tokenizer:
     ) -> list[np.ndarray]:
         """`encode_template` with many values of its slots, in parallel."""
         runs = []
-        for run in self._special_pattern.split(template):
-            if run in self._specials:
-                runs.append([np.array([self._specials[run]], np.int32)] * len(slots))
+        for run in self._unit_pattern.split(template):
+            if run in self._units:
+                runs.append([self._units[run]] * len(slots))
             elif run:
                 texts = [run.format(**values) if values else run for values in slots]
-                runs.append(self._encode_few(texts))
+                runs.append(self._encode_slice(texts))
         if len(runs) == 1:
             return runs[0]
         return [
             np.concatenate([np.zeros(0, np.int32), *parts]) for parts in zip(*runs, strict=True)
         ]
-
-    def _encode_few(self, texts: list[str]) -> list[np.ndarray]:
-        if len(texts) == 1:
-            return [self.encode(texts[0])]
-        return [np.array(encoding.ids, np.int32) for encoding in self._encode_slice(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids; special tokens are shown."""
@@ -168,6 +219,33 @@ class Tokenizer:
             elif text.endswith((".", "!", "?", "。")):
                 ranks[index] = SENTENCE_END
         return ranks
+
+
+class _Guard(NamedTuple):
+    """The tokens that templates write a marker with, and those of a text that spells it."""
+
+    written: np.ndarray
+    apart: np.ndarray
+
+    def keep_apart(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids of a text, without those of the marker."""
+        pieces, end = [], 0
+        for start in _places(ids, self.written):
+            pieces += [ids[end:start], self.apart]
+            end = start + len(self.written)
+        return np.concatenate([*pieces, ids[end:]])
+
+
+def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where a sequence of token ids starts among others."""
+    found = np.ones(max(len(ids) - len(wanted) + 1, 0), bool)
+    for at, token in enumerate(wanted):
+        found &= ids[at : at + len(found)] == token
+    return np.flatnonzero(found)
+
+
+def _ids(numbers: Sequence[int]) -> np.ndarray:
+    return np.array(numbers, np.int32)
 
 
 def _slices(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from msa_jax.config import ConfigError, nested
+from msa_jax.config import nested
 from msa_jax.engine.interleave import InterleaveConfig, Round
 from msa_jax.engine.sampling import SamplingConfig
+from msa_jax.fields import CountOrZero, Number, check_fields
 from msa_jax.memory.store import Passage
 
 
@@ -31,16 +32,12 @@ class AskConfig:
     interleave: InterleaveConfig = nested(InterleaveConfig)
     sampling: SamplingConfig = nested(SamplingConfig)
     filters: Mapping[str, Any] | None = None
-    abstain_below: float | None = None
-    num_documents: int = 5
-    looks: int | None = None
+    abstain_below: Number | None = None
+    num_documents: CountOrZero = 5
+    looks: CountOrZero | None = None
 
     def __post_init__(self):
-        looks = self.looks
-        if looks is not None and (
-            isinstance(looks, bool) or not isinstance(looks, int) or looks < 0
-        ):
-            raise ConfigError(f"looks must be a whole number from 0 on or None, not {looks!r}.")
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,8 @@ class Encoder:
             on_batch: called with the number of tokens of the parts of each finished batch.
 
         Raises:
-            ConfigError: if a part is empty or longer than the layout's `max_document_tokens`.
+            ConfigError: if a part is empty or longer than the layout's `max_document_tokens`, or
+                becomes what is not finite.
         """
         counts = self.num_chunks(parts)
         firsts = np.cumsum(counts) - counts
@@ -118,7 +119,8 @@ class Encoder:
         The devices work on the next batch while the caller has one.
 
         Raises:
-            ConfigError: if a part is empty or longer than the layout's `max_document_tokens`.
+            ConfigError: if a part is empty or longer than the layout's `max_document_tokens`, or
+                becomes what is not finite.
         """
         counts, running = self.num_chunks(parts), None
         for batch in self._batches(counts * self.layout.pooling_kernel_size):
@@ -269,7 +271,9 @@ def _in_type(x: Float[Array, "*batch D"], dtype: str) -> tuple[Array, Array | No
     if dtype not in EIGHT_BITS:
         return x.astype(dtype), None
     quantized = quantize_keys(x, dtype, keep_exact=False)
-    return quantized.values, quantized.scale
+    # Integers cannot say NaN, so that the scale must.
+    finite = jnp.isfinite(x).all(axis=-1)
+    return quantized.values, jnp.where(finite, quantized.scale, jnp.nan)
 
 
 def _fetch(
@@ -278,4 +282,11 @@ def _fetch(
     """The members of a finished batch and their chunks, without those of padding."""
     chunks_per_row = arrays["keys"].shape[1] // batch.num_rows
     filled = spans(np.arange(len(batch.members)) * chunks_per_row, counts[batch.members])
-    return batch.members, Chunks(**jax.device_get(arrays))[filled]
+    chunks = Chunks(**jax.device_get(arrays))[filled]
+    for name in chunks.not_finite():
+        raise ConfigError(
+            f"the model encodes parts[{batch.members[0]}] or one beside it to {name} with NaN or "
+            "infinity, by which nothing can be found; look for what is wrong with its weights, or "
+            "compute in float32."
+        )
+    return batch.members, chunks

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from msa_jax.config import ConfigError
+from msa_jax.fields import Number, check_fields
 from msa_jax.typing import Float, Int
 
 FILE = "ranking.json"
@@ -62,20 +62,17 @@ class Weights:
         bias: added to that logit.
     """
 
-    router_score: float
-    router_rank: float
-    words_score: float
-    words_rank: float
-    look: float
-    own: float
-    rest: float
-    bias: float
+    router_score: Number
+    router_rank: Number
+    words_score: Number
+    words_rank: Number
+    look: Number
+    own: Number
+    rest: Number
+    bias: Number
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value):
-                raise ConfigError(f"{name} must be a finite number, not {value!r}.")
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from msa_jax.engine.generate import Generator, Session
 from msa_jax.engine.names import NameTable, Speller
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.engine.streaming import TextStream
+from msa_jax.fields import Count, CountOrZero, NonNegative, OneOf, Positive, check_fields
 from msa_jax.modules.state import Memory
 
 CONSTRAINTS = ("routed", "existing")
@@ -56,24 +58,16 @@ class InterleaveConfig:
             leaves it to the model how many, and so does None, unless one comes with the model.
     """
 
-    max_rounds: int = 3
-    max_documents_per_round: int = 8
-    max_documents: int = 16
-    max_original_tokens: int = 4096
-    constrain: str = "routed"
-    router_temperature: float | None = None
-    margin: float | None = None
+    max_rounds: CountOrZero = 3
+    max_documents_per_round: Count = 8
+    max_documents: Count = 16
+    max_original_tokens: Count = 4096
+    constrain: Annotated[str, OneOf(CONSTRAINTS)] = "routed"
+    router_temperature: Positive | None = None
+    margin: NonNegative | None = None
 
     def __post_init__(self):
-        names = ("max_rounds", "max_documents_per_round", "max_documents", "max_original_tokens")
-        for name, least in zip(names, (0, 1, 1, 1), strict=True):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}.")
-        if self.constrain not in CONSTRAINTS:
-            raise ConfigError(
-                f"constrain must be one of {', '.join(CONSTRAINTS)}, not {self.constrain!r}."
-            )
+        check_fields(self)
         known = Naming(self.router_temperature, self.margin).known
         if known and self.constrain != "routed":
             raise ConfigError(

@@ -302,8 +302,9 @@ def _make_builder(config: ModelConfig, tokenizer: str, template: str) -> PromptB
     loaded = Tokenizer.load(tokenizer)
     if loaded.vocab_size > config.vocab_size:
         raise ConfigError(
-            f"tokenizer {tokenizer!r} has {loaded.vocab_size} tokens, but the model knows only "
-            f"{config.vocab_size}; name the tokenizer that the model was trained with."
+            f"tokenizer {loaded.name} has token ids up to {loaded.vocab_size - 1}, but the model's "
+            f"vocab_size is {config.vocab_size}; name the tokenizer that the model was trained "
+            "with."
         )
     return PromptBuilder(TEMPLATES[template], loaded, config.memory)
 

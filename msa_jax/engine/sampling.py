@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from msa_jax.config import ConfigError
+from msa_jax.fields import Count, NonNegative, Seed, Within, check_fields
 from msa_jax.typing import Array, Bool, Float, Int, PRNGKey, pytree, static
+
+TopP = Annotated[float, Within(above=0, high=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,27 +30,16 @@ class SamplingConfig:
         seed: of the draws.
     """
 
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
+    max_tokens: Count = 256
+    temperature: NonNegative = 0.0
+    top_p: TopP = 1.0
     stop: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self):
-        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-            raise ConfigError(
-                f"max_tokens must be a positive whole number, not {self.max_tokens!r}."
-            )
-        if not 0.0 <= self.temperature < float("inf"):
-            raise ConfigError(
-                f"temperature must be zero (greedy) or a positive number, not {self.temperature!r}."
-            )
-        if not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p!r}.")
-        if isinstance(self.stop, str) or not all(isinstance(x, str) and x for x in self.stop):
+        check_fields(self)
+        if not all(self.stop):
             raise ConfigError(f"stop must be a tuple of texts, none empty, not {self.stop!r}.")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be a whole number of 32 bits, not {self.seed!r}.")
 
 
 @pytree

@@ -15,7 +15,7 @@ import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from msa_jax.data.templates import PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.ingest import PartWriter
 from msa_jax.evaluation.conditions import Provenance, digest_files, text_conditions
+from msa_jax.fields import Count, Seed, Within, check_fields
 from msa_jax.typing import Int
 
 T = TypeVar("T")
@@ -60,10 +61,13 @@ class CorpusConfig:
 
     documents: tuple[str, ...]
     without_pools: tuple[str, ...] = ()
-    max_document_tokens: int = 256
-    id_space: int = 1_000_000
-    max_tokens: int | None = None
-    seed: int = 0
+    max_document_tokens: Count = 256
+    id_space: Annotated[int, Within(low=2)] = 1_000_000
+    max_tokens: Count | None = None
+    seed: Seed = 0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

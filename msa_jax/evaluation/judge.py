@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from msa_jax.config import ConfigError
+from msa_jax.fields import Count, NonNegative, Positive, check_fields
 
 BEST_GRADE = 5
 _INSTRUCTIONS = """\
@@ -78,18 +79,16 @@ class JudgeConfig:
     url: str
     model: str
     key_variable: str = "JUDGE_API_KEY"
-    requests_at_once: int = 8
-    attempts: int = 6
-    timeout: float = 120.0
-    temperature: float | None = 0.0
+    requests_at_once: Count = 8
+    attempts: Count = 6
+    timeout: Positive = 120.0
+    temperature: NonNegative | None = 0.0
 
     def __post_init__(self):
+        check_fields(self, "judge.")
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"judge.url must be http://... or https://..., not {self.url!r}.")
-        for name in ("requests_at_once", "attempts", "timeout"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"judge.{name} must be above zero, not {getattr(self, name)}.")
 
     @property
     def endpoint(self) -> str:

@@ -12,6 +12,7 @@ from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.encode import Encoder, bank_layout
 from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.engine.loading import LoadedModel, describe_model, load_model
+from msa_jax.fields import Count, check_fields
 from msa_jax.typing import PyTree
 
 
@@ -40,15 +41,16 @@ class RunConfig:
     tokenizer: str | None = None
     template: str | None = None
     dtype: str | None = None
-    memory_tokens: tuple[int, ...] = (16_384, 131_072, 1_048_576)
+    memory_tokens: tuple[Count, ...] = (16_384, 131_072, 1_048_576)
     key_dtype: str | None = None
     content_dtype: str | None = None
     content_tier: str | None = None
-    encode_batch_tokens: int = 131_072
-    batch_size: int = 64
+    encode_batch_tokens: Count = 131_072
+    batch_size: Count = 64
     interleave: InterleaveConfig = nested(InterleaveConfig)
 
     def __post_init__(self):
+        check_fields(self)
         if list(self.memory_tokens) != sorted(set(self.memory_tokens)) or not self.memory_tokens:
             raise ConfigError(f"memory_tokens must ascend, not {self.memory_tokens}.")
         if self.template not in (None, *TEMPLATES):

@@ -21,6 +21,7 @@ from msa_jax.data.examples import token_block
 from msa_jax.data.pipeline import DataConfig, TextDataset
 from msa_jax.engine.encode import encode_documents
 from msa_jax.engine.generate import Generator
+from msa_jax.fields import Count, Seed, check_fields
 from msa_jax.memory.placement import place_memory
 from msa_jax.modules.state import Memory
 from msa_jax.modules.transformer import Transformer
@@ -45,10 +46,13 @@ class ScalingConfig:
     documents: str
     questions: str
     kinds: tuple[str, ...] = ()
-    memory_tokens: tuple[int, ...] = (16_384, 65_536, 262_144, 1_048_576)
-    batch_size: int = 32
-    rows_per_batch: int = 64
-    seed: int = 0
+    memory_tokens: tuple[Count, ...] = (16_384, 65_536, 262_144, 1_048_576)
+    batch_size: Count = 32
+    rows_per_batch: Count = 64
+    seed: Seed = 0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from msa_jax.config import ConfigError, from_mapping
+from msa_jax.config import DTYPES, ConfigError, from_mapping
 from msa_jax.data.records import Question, read_questions
 from msa_jax.evaluation.corpus import CorpusConfig
 from msa_jax.evaluation.judge import JudgeConfig
 from msa_jax.evaluation.run_config import RunConfig
+from msa_jax.fields import Count, CountOrZero, OneOf, Seed, check_fields
 
 CHANCE, BM25_SYSTEM, DENSE, MSA, ANSWERS = "chance", "bm25", "dense", "msa", "msa answers"
 # Retrieve-then-read, and all documents in the context.
@@ -40,8 +41,11 @@ class SetConfig:
     dataset: str | None = None
     split: str | None = None
     types: tuple[str, ...] = ()
-    count: int = 1000
-    answered: int = 0
+    count: Count = 1000
+    answered: CountOrZero = 0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +72,15 @@ class SuiteConfig(RunConfig):
     sets: Mapping[str, SetConfig]
     corpus: CorpusConfig = dataclasses.field(metadata={"config": CorpusConfig})
     distractors: tuple[tuple[str, ...], ...] = ()
-    answer_memory_tokens: tuple[int, ...] = ()
+    answer_memory_tokens: tuple[Count, ...] = ()
     systems: tuple[str, ...] = SYSTEMS
-    answer_batch_size: int = 64
-    max_answer_tokens: int = 32
-    context_tokens: int = 8192
+    answer_batch_size: Count = 64
+    max_answer_tokens: Count = 32
+    context_tokens: Count = 8192
     dense_model: str | None = None
-    dense_dtype: str = "float32"
+    dense_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     judge: JudgeConfig | None = dataclasses.field(default=None, metadata={"config": JudgeConfig})
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self):
         super().__post_init__()

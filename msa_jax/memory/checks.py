@@ -64,6 +64,11 @@ def _check_arrays(put: EncodedDocument, layout: Layout) -> None:
                 f"document {put.document.id!r}: {name} is {_array(given.get(name))} instead of "
                 f"{_array(wanted.get(name))}; encode it for this bank."
             )
+    for name in put.chunks.not_finite():
+        raise StoreError(
+            f"document {put.document.id!r}: {name} holds NaN or infinity, by which nothing can be "
+            "found; look for what is wrong with the model."
+        )
 
 
 def _array(description: tuple | None) -> str:

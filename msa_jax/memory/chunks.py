@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and float8 with NumPy)
 import numpy as np
 
-from msa_jax.config import ConfigError
+from msa_jax.fields import Count, OneOf, check_fields
+from msa_jax.finite import all_finite
 from msa_jax.typing import Float
 
 EIGHT_BITS = ("int8", "float8_e4m3fn")
@@ -31,20 +33,16 @@ class Layout:
         content_dtype: of pooled keys and values; in 8 bits each has a scale per chunk.
     """
 
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    pooling_kernel_size: int
-    max_document_tokens: int
-    key_dtype: str = "bfloat16"
-    content_dtype: str = "bfloat16"
+    num_layers: Count
+    num_kv_heads: Count
+    head_dim: Count
+    pooling_kernel_size: Count
+    max_document_tokens: Count
+    key_dtype: Annotated[str, OneOf(DTYPES)] = "bfloat16"
+    content_dtype: Annotated[str, OneOf(DTYPES)] = "bfloat16"
 
     def __post_init__(self):
-        for name in ("key_dtype", "content_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(DTYPES)}, not {getattr(self, name)!r}."
-                )
+        check_fields(self)
 
     @property
     def key_size(self) -> int:
@@ -106,6 +104,10 @@ class Chunks:
             array = getattr(self, field.name)
             if array is not None:
                 yield field.name, array
+
+    def not_finite(self) -> list[str]:
+        """Names of the arrays that hold NaN or infinity."""
+        return [name for name, array in self.arrays() if not all_finite(array)]
 
     @staticmethod
     def concatenate(parts: Sequence[Chunks]) -> Chunks:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from msa_jax.memory import filters
 from msa_jax.memory.parts import StoreError
 
 _DAMAGED = "it is damaged; restore the bank from a copy"
@@ -119,7 +120,11 @@ def checksum(row: tuple) -> int:
 
 def _connect(path: pathlib.Path, mode: str) -> sqlite3.Connection:
     uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False
+    )
+    filters.register(connection)
+    return connection
 
 
 def _connect_writer(path: pathlib.Path, mode: str) -> sqlite3.Connection:

@@ -239,7 +239,8 @@ class Store:
 
         Args:
             filters: "key", "title" or a field of the metadata, with the value that it must have or
-                a list of the values that it may have. A document without the field never meets it.
+                a list of the values that it may have. A field that is a list has each of its
+                members. A document without the field never meets it.
         """
         with self._lock:
             return self._catalogue.select(*conditions(filters))

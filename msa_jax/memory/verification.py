@@ -45,7 +45,13 @@ def _block_problems(
     catalogue: Catalogue, segments: Segments, lock: threading.RLock, number: int, block: Block
 ) -> list[str]:
     try:
-        damage = segments.damage(block, segments.bytes(block), content=True)
+        data = segments.bytes(block)
+        damage = segments.damage(block, data, content=True)
+        if damage is None and (names := segments.chunks(block, data).not_finite()):
+            damage = (
+                f"{segments.path(block.segment)}: block at byte {block.start}: "
+                f"NaN or infinity in {' and '.join(names)}; encode all documents into a new bank"
+            )
     except FileNotFoundError:
         with lock:
             compacted = catalogue.block(number) is None

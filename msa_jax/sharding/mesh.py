@@ -16,6 +16,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from msa_jax.config import ConfigError
+from msa_jax.fields import check_fields
 
 AXES = ("data", "fsdp", "tensor", "memory")
 
@@ -30,6 +31,7 @@ class MeshConfig:
     memory: int = 1
 
     def __post_init__(self):
+        check_fields(self, "mesh.")
         for axis in AXES:
             size = getattr(self, axis)
             if not isinstance(size, int) or (size < 1 and (axis, size) != ("data", -1)):

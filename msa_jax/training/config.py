@@ -11,8 +11,9 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from msa_jax.checkpoint.checkpointer import CheckpointConfig
-from msa_jax.config import ConfigError, ModelConfig, from_mapping, nested
+from msa_jax.config import ModelConfig, from_mapping, nested
 from msa_jax.data.pipeline import DataConfig
+from msa_jax.fields import Count, Seed, check_fields
 from msa_jax.sharding.mesh import MeshConfig
 from msa_jax.training.curriculum import BaseStage, stage_type, stages_from_config
 from msa_jax.training.optimizer import OptimizerConfig
@@ -35,16 +36,15 @@ class TrainConfig:
     stages: tuple[BaseStage, ...]
     model: ModelConfig = dataclasses.field(metadata={"config": ModelConfig})
     data: DataConfig = dataclasses.field(metadata={"config": DataConfig})
-    seed: int = 0
+    seed: Seed = 0
     mesh: MeshConfig = nested(MeshConfig)
     optimizer: OptimizerConfig = nested(OptimizerConfig)
     checkpoint: CheckpointConfig = nested(CheckpointConfig)
-    log_every: int = 10
+    log_every: Count = 10
     init_from: str | None = None
 
     def __post_init__(self):
-        if self.log_every < 1:
-            raise ConfigError(f"log_every must be at least 1, not {self.log_every!r}.")
+        check_fields(self)
 
 
 def train_config(config: Mapping[str, Any]) -> TrainConfig:
@@ -80,7 +80,7 @@ def _fill(cls: type, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def _plain_type(hint: Any) -> type:
-    """`float` of `float | None`, `tuple` of `tuple[int, ...] | None`."""
-    if isinstance(hint, types.UnionType):
+    """`float` of `Share | None`, `tuple` of `tuple[int, ...] | None`."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(x for x in typing.get_args(hint) if x is not types.NoneType)
     return typing.get_origin(hint) or hint

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 from msa_jax.config import ConfigError, from_mapping
 from msa_jax.data.config import BatchShape, ListShape
+from msa_jax.fields import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    OneOf,
+    Positive,
+    Share,
+    Within,
+    check_fields,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,38 +34,29 @@ class BaseStage:
     """
 
     name: str
-    steps: int
-    learning_rate: float
-    groups: int
-    queries_per_group: int
-    mixture: Mapping[str, float] | None = None
-    warmup_steps: int = 0
-    schedule: str = "cosine"
-
-    # Of a subclass: fields with few values, positive whole numbers, and what is not negative.
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    positive: ClassVar[tuple[str, ...]] = ()
-    non_negative: ClassVar[tuple[str, ...]] = ()
+    steps: Count
+    learning_rate: NonNegative
+    groups: Count
+    queries_per_group: Count
+    mixture: Mapping[str, Positive] | None = None
+    warmup_steps: CountOrZero = 0
+    schedule: Annotated[str, OneOf(("cosine", "constant"))] = "cosine"
 
     def __post_init__(self):
-        for field, choices in {"schedule": ("cosine", "constant"), **self.choices}.items():
-            if getattr(self, field) not in choices:
-                self.refuse(field, f"one of {', '.join(choices)}")
-        for field in ("steps", "groups", "queries_per_group", *self.positive):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                self.refuse(field, "a positive whole number")
-        for field in ("learning_rate", "warmup_steps", *self.non_negative):
-            if (getattr(self, field) or 0) < 0:
-                self.refuse(field, "zero or more")
+        check_fields(self, f"stages.{self.name}.")
         if self.mixture is not None:
-            if not self.mixture or min(self.mixture.values()) <= 0:
-                self.refuse("mixture", "weights above zero of one source at the least")
+            if not self.mixture:
+                self.refuse("mixture", "weights of one source at the least")
             object.__setattr__(self, "mixture", dict(self.mixture.items()))
         if self.warmup_steps > self.steps:
             self.refuse("warmup_steps", f"at most steps ({self.steps})")
 
     def refuse(self, field: str, rule: str) -> None:
-        """Raises a `ConfigError`: what a field must be, and is not."""
+        """Refuses the value of a field.
+
+        Raises:
+            ConfigError: always.
+        """
         value = getattr(self, field)
         raise ConfigError(f"stages.{self.name}.{field} must be {rule}, not {value!r}.")
 
@@ -102,58 +103,34 @@ class StageConfig(BaseStage):
             them trains by its update alone.
     """
 
-    kind: str = "memory"
-    memory_tokens: int
-    active_tokens: int
-    cluster: int = 1
-    attended_docs: int | None = None
-    answer_fraction: float | None = None
-    read_negatives: int = 0
-    router_learning_rate: float | None = None
-    lm_weight: float = 1.0
-    aux_weight: float = 0.1
-    answer_weight: float = 0.0
-    naming_weight: float = 0.0
-    aux_loss: str = "decoupled"
-    joint_weight: float = 0.0
-    temperature: float = 0.1
-    trainable: str = "all"
+    kind: Annotated[str, OneOf(("memory",))] = "memory"
+    memory_tokens: Count
+    active_tokens: Count
+    cluster: Count = 1
+    attended_docs: Count | None = None
+    answer_fraction: Share | None = None
+    read_negatives: CountOrZero = 0
+    router_learning_rate: NonNegative | None = None
+    lm_weight: NonNegative = 1.0
+    aux_weight: NonNegative = 0.1
+    answer_weight: NonNegative = 0.0
+    naming_weight: NonNegative = 0.0
+    aux_loss: Annotated[str, OneOf(("decoupled", "plain"))] = "decoupled"
+    joint_weight: Share = 0.0
+    temperature: Positive = 0.1
+    trainable: Annotated[str, OneOf(("all", "routers", "lora"))] = "all"
     frozen: tuple[str, ...] = ()
-    lora_rank: int = 16
-    lora_alpha: float | None = None
+    lora_rank: Count = 16
+    lora_alpha: Positive | None = None
     lora_targets: tuple[str, ...] = (
         *("attention/q_proj", "attention/k_proj", "attention/v_proj", "attention/o_proj"),
         "mlp",
     )
 
-    choices = {
-        "kind": ("memory",),
-        "aux_loss": ("decoupled", "plain"),
-        "trainable": ("all", "routers", "lora"),
-    }
-    positive = ("memory_tokens", "active_tokens", "cluster", "lora_rank")
-    non_negative = (
-        *("router_learning_rate", "lm_weight", "aux_weight", "answer_weight"),
-        *("naming_weight", "read_negatives"),
-    )
-
     def __post_init__(self):
         super().__post_init__()
-        for field in ("frozen", "lora_targets"):
-            if isinstance(getattr(self, field), str):
-                self.refuse(field, "a tuple of names")
         if self.queries_per_group % self.cluster:
             self.refuse("cluster", f"a divisor of queries_per_group ({self.queries_per_group})")
-        if self.attended_docs is not None and self.attended_docs < 1:
-            self.refuse("attended_docs", "at least 1")
-        if self.answer_fraction is not None and not 0 <= self.answer_fraction <= 1:
-            self.refuse("answer_fraction", "between 0 and 1")
-        if self.temperature <= 0:
-            self.refuse("temperature", "above zero")
-        if self.lora_alpha is not None and self.lora_alpha <= 0:
-            self.refuse("lora_alpha", "above zero")
-        if not 0 <= self.joint_weight <= 1:
-            self.refuse("joint_weight", "between 0 and 1")
         if self.trainable == "routers" and not self.aux_weight:
             rule = "above zero when only routers train: no other loss reaches them"
             self.refuse("aux_weight", rule)
@@ -190,36 +167,26 @@ class LookStage(BaseStage):
         lora_rank: rank of the update.
     """
 
-    kind: str = "look"
-    row_tokens: tuple[int, ...]
+    kind: Annotated[str, OneOf(("look",))] = "look"
+    row_tokens: tuple[Count, ...]
     held_out: tuple[str, ...]
-    candidates: int = 16
-    none_fraction: float = 0.1
-    held_out_lists: int = 512
-    lora_rank: int = 32
-
-    choices = {"kind": ("look",)}
-    positive = ("candidates", "held_out_lists", "lora_rank")
+    candidates: Count = 16
+    none_fraction: Annotated[float, Within(low=0, below=1)] = 0.1
+    held_out_lists: Count = 512
+    lora_rank: Count = 32
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.held_out or isinstance(self.held_out, str):
+        if not self.held_out:
             self.refuse("held_out", "a tuple of names of data.sources, one at the least")
         if both := sorted({*self.held_out} & {*(self.mixture or ())}):
             self.refuse("mixture", f"without {', '.join(both)}, which held_out measures")
         lengths = self.row_tokens
-        if not (
-            isinstance(lengths, tuple)
-            and lengths
-            and all(isinstance(x, int) and x > 0 for x in lengths)
-            and list(lengths) == sorted(lengths)
-        ):
+        if not lengths or list(lengths) != sorted(lengths):
             self.refuse("row_tokens", "a tuple of positive whole numbers in ascending order")
         if (num_rows := self.queries_per_group * self.candidates) % len(lengths):
             rule = f"as many numbers as divide queries_per_group x candidates ({num_rows})"
             self.refuse("row_tokens", rule)
-        if not 0 <= self.none_fraction < 1:
-            self.refuse("none_fraction", "at least 0 and below 1")
 
     @property
     def shape(self) -> ListShape:

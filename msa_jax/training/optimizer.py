@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import optax
 from flax import traverse_util
 
 from msa_jax.config import ConfigError
+from msa_jax.fields import NonNegative, Positive, Within, check_fields
 from msa_jax.modules.lora import is_linear
 from msa_jax.training.curriculum import BaseStage, StageConfig
 from msa_jax.typing import Array, PyTree
@@ -26,20 +28,14 @@ class OptimizerConfig:
         clip_norm: largest global norm of the gradient.
     """
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
+    b1: Annotated[float, Within(low=0, below=1)] = 0.9
+    b2: Annotated[float, Within(low=0, below=1)] = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+    clip_norm: Positive = 1.0
 
     def __post_init__(self):
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise ConfigError(f"optimizer.b1 and b2 ({self.b1}, {self.b2}) must be in [0, 1).")
-        if min(self.eps, self.clip_norm) <= 0 or self.weight_decay < 0:
-            raise ConfigError(
-                "optimizer.eps and optimizer.clip_norm must be above zero, and "
-                "optimizer.weight_decay zero or more."
-            )
+        check_fields(self, "optimizer.")
 
 
 def learning_rate(stage: BaseStage, peak: float) -> Callable[[Array], Array]:

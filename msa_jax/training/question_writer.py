@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from msa_jax.core.losses import chunked_lm_loss
 from msa_jax.core.segments import RESPONSE, TokenBlock
 from msa_jax.data.records import Document, Question
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.fields import Count, NonNegative, Seed, Within, check_fields
 from msa_jax.modules.transformer import Transformer, init_cache
 from msa_jax.typing import Array, Bool, Float, Int, PyTree
 
@@ -45,12 +47,15 @@ class WriterConfig:
         seed: of the order of questions.
     """
 
-    steps: int = 480
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    max_document_tokens: int = 256
-    max_tokens: int = 64
-    seed: int = 0
+    steps: Annotated[int, Within(low=2)] = 480
+    batch_size: Count = 64
+    learning_rate: NonNegative = 1e-4
+    max_document_tokens: Count = 256
+    max_tokens: Count = 64
+    seed: Seed = 0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 class Format:

@@ -122,11 +122,12 @@ def train(config: TrainConfig, dataset: TextDataset | None = None) -> TrainResul
 
 def _check_vocabulary(dataset: TextDataset, config: TrainConfig) -> None:
     """Refuses ids beyond the embedding, which JAX would clamp without a word."""
-    vocab_size = dataset.builder.tokenizer.vocab_size
-    if vocab_size > config.model.vocab_size:
+    tokenizer = dataset.builder.tokenizer
+    if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"model.vocab_size ({config.model.vocab_size}) is smaller than the {vocab_size} tokens "
-            f"of data.tokenizer {config.data.tokenizer!r}; raise it or choose another tokenizer."
+            f"model.vocab_size ({config.model.vocab_size}) is smaller than the "
+            f"{tokenizer.vocab_size} token ids of data.tokenizer {tokenizer.name}; raise it or "
+            "choose another tokenizer."
         )
 
 

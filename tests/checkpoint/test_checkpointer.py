@@ -190,5 +190,7 @@ def test_compute_settings_do_not_make_another_model(directory):
 
 @pytest.mark.parametrize("values", [{"every": 0}, {"keep": 0}])
 def test_an_impossible_schedule_is_refused(values):
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.(every|keep) must be a positive whole number"
+    ):
         CheckpointConfig(**values)

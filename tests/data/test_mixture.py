@@ -248,7 +248,7 @@ def test_a_stage_names_its_mixture_and_cluster():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mixture": {"a": 0.0}}, "stages.s.mixture must be weights above zero"),
+        ({"mixture": {"a": 0.0}}, "stages.s.mixture.a must be a positive number, not 0.0"),
         ({"mixture": {}}, "stages.s.mixture must be"),
         ({"cluster": 0}, "stages.s.cluster must be a positive whole number"),
         ({"cluster": 3}, r"stages.s.cluster must be a divisor of queries_per_group \(8\)"),
@@ -278,5 +278,5 @@ def test_given_questions_lose_other_words_each_time(dataset, tokenizer):
 
 
 def test_a_share_of_dropped_words_must_leave_some():
-    with pytest.raises(ConfigError, match="dropped_words must be at least 0 and below 1, not 1.0"):
+    with pytest.raises(ConfigError, match="dropped_words must be a number at least 0 and below 1"):
         SourceConfig("d.jsonl", dropped_words=1.0)

@@ -209,7 +209,7 @@ def test_installed_documentation_that_does_not_suffice_is_one_clear_error(tmp_pa
     [
         ({"document_tokens": 50}, "document_tokens \\(50\\) must be at least"),
         ({"single": 0, "multi_key": 0, "multi_value": 0}, "are weights"),
-        ({"single": -1}, "are weights"),
+        ({"single": -1}, "single must be a number from 0 on"),
     ],
 )
 def test_unusable_configurations_are_refused(fields, message):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,3 +96,26 @@ def test_break_ranks_know_sentences_and_paragraphs(tokenizer):
         0,
         0,
     ]
+
+
+def test_the_size_of_a_vocabulary_with_gaps_is_that_of_its_highest_id(tmp_path):
+    model = tokenizers.models.WordLevel({"a": 0, "b": 9, "[UNK]": 4}, unk_token="[UNK]")
+    backend = tokenizers.Tokenizer(model)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    assert backend.get_vocab_size() == 3 and loaded.vocab_size == 10
+    assert loaded.name == str(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_without_tokens_is_refused(tmp_path):
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match=r"tokenizer\.json has no tokens"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
+    )
+    with pytest.raises(ConfigError, match=r"tokenizer\.json .*Git LFS pointer.*git lfs pull"):
+        Tokenizer.load(tmp_path)

@@ -167,3 +167,12 @@ def test_a_memory_of_documents_has_a_table_and_padding(params, expected):
     assert not keys[:, 0, len(owner) :].any() and not content[:, 0, len(owner) :].any()
     with pytest.raises(ConfigError, match="at least one document"):
         encode_documents(Transformer(CONFIG), params, [], LONGEST)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [("float32", "keys"), ("int8", "key_scale"), ("float8_e4m3fn", "keys")]
+)
+def test_what_is_not_finite_is_refused(params, dtype, name):
+    spoiled = jax.tree.map(lambda x: x * np.nan, params)
+    with pytest.raises(ConfigError, match=f"to {name} with NaN or infinity"):
+        encoder_of(spoiled, key_dtype=dtype, content_dtype=dtype).encode(PARTS)

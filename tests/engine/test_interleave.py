@@ -336,7 +336,7 @@ def test_no_questions_give_no_answers():
     ("field", "value", "message"),
     [
         ("max_rounds", -1, "max_rounds must be a whole number from 0 on"),
-        ("max_documents", 0, "max_documents must be a whole number from 1 on"),
+        ("max_documents", 0, "max_documents must be a positive whole number, not 0"),
         ("constrain", "any", "constrain must be one of routed, existing"),
         ("router_temperature", 0, "router_temperature must be a positive number or None, not 0"),
         ("router_temperature", float("nan"), "router_temperature must be a positive .* not nan"),

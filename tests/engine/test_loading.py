@@ -147,7 +147,7 @@ def test_parameters_for_inference_compute_the_same(folder):
     [
         ("nowhere", "'nowhere' is neither the workdir of a training run .* nor a Hugging Face"),
         ("no tokenizer", "has no tokenizer.json; name the model's tokenizer"),
-        ("small", "tokenizer 'docs-4k' has 4096 tokens, but the model knows only 64"),
+        ("small", r"tokenizer .*docs-4k\.json has token ids up to 4095, but .* vocab_size is 64"),
         ("text.json", "text.json does not say which template and max_document_tokens"),
         ("template", "text.json names the template 'x', but there are only plain, msa_4b"),
         *(
@@ -234,3 +234,14 @@ def test_any_bit_and_any_swap_changes_the_sums(dtype):
     sums.add(tuple(loading._array_sums(jnp.asarray(swapped)).tolist()))
     assert len(sums) == 2 + 8 * values.itemsize
     assert all(len({part for part in parts}) == len(sums) for parts in zip(*sums, strict=True))
+
+
+def test_a_tokenizer_whose_ids_have_gaps_is_measured_by_the_highest(folder, tmp_path):
+    copy_of(folder, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 5000
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"tokenizer\.json has token ids up to 5000, .* is 4096"):
+        load_model(tmp_path)

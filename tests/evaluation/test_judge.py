@@ -345,9 +345,9 @@ def test_a_grade_is_read_where_it_is_plain(reply, grade):
     [
         ({"url": "localhost:8000"}, "judge.url must be http"),
         ({"url": "file:///etc/passwd"}, "judge.url must be http"),
-        ({"requests_at_once": 0}, "judge.requests_at_once must be above zero"),
-        ({"attempts": 0}, "judge.attempts must be above zero"),
-        ({"timeout": 0.0}, "judge.timeout must be above zero"),
+        ({"requests_at_once": 0}, "judge.requests_at_once must be a positive whole number"),
+        ({"attempts": 0}, "judge.attempts must be a positive whole number"),
+        ({"timeout": 0.0}, "judge.timeout must be a positive number"),
     ],
 )
 def test_a_bad_configuration_names_its_field(changes, message):

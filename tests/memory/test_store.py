@@ -1,9 +1,12 @@
 """A bank holds what was committed, to the bit, whoever asks and however often it is opened."""
 
+import math
 import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from msa_jax.data.records import Document
 from msa_jax.memory import segments
@@ -201,13 +204,100 @@ def test_select(store):
     assert found(lang=None) == [3]
     assert found(lang=[None, "de"]) == [3, 4]
     assert found(lang="en") == [1, 2]
-    assert found(tags="en") == found(missing=None) == found(year=[]) == []
+    assert found(tags="en") == found(tags=["fr", "en"]) == [3]
+    assert found(tags="e") == found(missing=None) == found(year=[]) == []
     assert found(on=True) == [1, 2] and found(on=False) == [3]
     assert found(share=0.5) == [4]
     assert found(title="One") == [1, 2, 4] and found(key=["b", "c"]) == [3, 4]
     assert store.select({'odd."key\n': "é"}).tolist() == [1, 2]
-    with pytest.raises(StoreError, match="filter 'year'"):
-        found(year={"from": 1900})
+    for value in ({"from": 1900}, float("nan"), [[1]]):
+        with pytest.raises(StoreError, match="filter 'year'"):
+            found(year=value)
+
+
+def test_filters_compare_exactly(store):
+    """Nothing that looks alike is taken for another: another tenant's documents never show."""
+    values = [
+        "t",
+        "t\0",
+        "t\0a",
+        "T",
+        "é",
+        "e\u0301",
+        "t ",
+        "1",
+        1,
+        True,
+        None,
+        [],
+        ["t\0", 1],
+        2**70,
+    ]
+    documents = [Document(f"d{n}", "x", metadata={"f": x}) for n, x in enumerate(values)]
+    put(store, *documents, Document("k", "x", metadata={"f\0g": "t"}), Document("k\0", "x"))
+    expected = {x: [n + 1] for n, x in enumerate(values[:9])} | {2**70: [14]}
+    expected |= {"t\0": [2, 13], 1: [9, 13]}
+    for value, ids in expected.items():
+        assert store.select({"f": value}).tolist() == ids, repr(value)
+    assert store.select({"f": True}).tolist() == [10]
+    assert store.select({"f": None}).tolist() == [11]
+    assert store.select({"f": ["T", "t "]}).tolist() == [4, 7]
+    assert store.select({"f\0g": "t"}).tolist() == [15]
+    assert store.select({"f\0": "t"}).tolist() == []
+    assert store.select({"key": "k"}).tolist() == [15]
+    assert store.select({"key": "k\0"}).tolist() == [16]
+    assert store.select({"key": ["k\0", "d0"], "title": ""}).tolist() == [1, 16]
+    store.commit(deletes=["k\0"])
+    assert "k" in store and "k\0" not in store
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+)
+names = st.sampled_from(["f", "f\0", "f\0g", "é", "a,b\n", ""])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(names, scalars | st.lists(scalars)), max_size=5), names, st.data())
+def test_filters_are_what_python_says(tmp_path_factory, metadata, name, data):
+    known = [x for one in metadata if name in one for x in _members(one[name])]
+    wanted = data.draw(st.lists(st.sampled_from(known) | scalars if known else scalars, max_size=3))
+    same = {(type(x) is bool, x) for x in wanted}
+    with create(tmp_path_factory.mktemp("bank") / "bank") as store:
+        put(store, *(Document(f"d{n}", "x", metadata=one) for n, one in enumerate(metadata)))
+        assert store.select({name: wanted}).tolist() == [
+            n + 1
+            for n, one in enumerate(metadata)
+            if name in one and any((type(x) is bool, x) in same for x in _members(one[name]))
+        ]
+
+
+def _members(value):
+    return value if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("name", ["key_scale", "content"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_never_enters_a_bank_and_is_found_in_an_old_one(
+    tmp_path, monkeypatch, name, value
+):
+    encoded = encode(A, 1)
+    spoiled = {key: array.copy() for key, array in encoded.chunks.arrays()}
+    spoiled[name][1, 2] = value
+    puts = [EncodedDocument(A, encoded.parts, Chunks(**spoiled))]
+    with create(tmp_path / "bank") as store:
+        with pytest.raises(StoreError, match=f"document 'a': {name} holds NaN or infinity"):
+            store.commit(puts)
+        assert store.num_documents == 0 and store.verify() == []
+        monkeypatch.setattr(Chunks, "not_finite", lambda self: [])
+        store.commit(puts)
+        monkeypatch.undo()
+        (problem,) = store.verify()
+        assert f"000001.seg: block at byte 0: NaN or infinity in {name}; encode all" in problem
 
 
 @pytest.mark.usefixtures("small_files")

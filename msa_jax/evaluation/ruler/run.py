@@ -38,6 +38,7 @@ from msa_jax.evaluation.run_config import (
     memory_conditions,
 )
 from msa_jax.evaluation.suite_config import ANSWERS
+from msa_jax.fields import Count, Seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,9 @@ class RulerConfig(RunConfig):
 
     essays: str | None = None
     subtasks: tuple[str, ...] = tuple(SUBTASKS)
-    num_samples: int = 100
-    max_document_tokens: int = 256
-    seed: int = 42
+    num_samples: Count = 100
+    max_document_tokens: Count = 256
+    seed: Seed = 42
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,8 +66,6 @@ class RulerConfig(RunConfig):
             raise ConfigError(
                 f"subtasks: {unknown[0]!r} is not one of {', '.join(SUBTASKS)}; correct it."
             )
-        if self.num_samples < 1:
-            raise ConfigError(f"num_samples must be a number from 1 on, not {self.num_samples}.")
 
 
 class RulerRun:
