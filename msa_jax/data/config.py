@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from msa_jax.config import ConfigError, from_mapping, require_choice
+from msa_jax.data.parts import MOST_IDS
 from msa_jax.data.templates import TEMPLATES
 
 QUERIES = ("given", "synthetic", "chains")
@@ -112,6 +113,8 @@ class DataConfig:
     def __post_init__(self):
         require_at_least(self, row_tokens=1, max_document_tokens=1, id_space=2)
         require_at_least(self, negatives_per_question=0)
+        if self.id_space > MOST_IDS:
+            raise ConfigError(f"id_space must be at most {MOST_IDS}, not {self.id_space}.")
         if self.template not in TEMPLATES:
             raise ConfigError(
                 f"template must be one of {', '.join(TEMPLATES)}, not {self.template!r}."
