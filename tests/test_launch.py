@@ -1,5 +1,6 @@
 """The scripts of launch/, run with stand-ins for the programs of the clusters."""
 
+import math
 import os
 import shlex
 import shutil
@@ -120,14 +121,14 @@ def load(monkeypatch):
 def check_mesh(run, devices):
     """That parameters, groups and memories can be cut as the mesh says, on as many devices."""
     mesh = run.mesh
-    data = devices // (mesh.fsdp * mesh.tensor * mesh.memory) if mesh.data == -1 else mesh.data
-    sizes = (data, mesh.fsdp, mesh.tensor, mesh.memory)
-    assert data * mesh.fsdp * mesh.tensor * mesh.memory == devices
+    sizes = mesh.sizes(devices)
+    data, fsdp, _, memory = sizes
+    assert math.prod(sizes) == devices
     params = jax.eval_shape(partial(init_params, run.model), jax.random.key(0))
     state_shardings(params, AbstractMesh(sizes, AXES))
     for stage in run.stages:
-        assert stage.groups % (data * mesh.fsdp) == 0, stage
-        assert stage.memory_tokens // run.data.row_tokens % mesh.memory == 0, stage
+        assert stage.groups % (data * fsdp) == 0, stage
+        assert stage.memory_tokens // run.data.row_tokens % memory == 0, stage
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
