@@ -59,8 +59,8 @@ def find_pretrained(name: str) -> Path:
     if not names:
         raise ConfigError(
             f"pretrained model {name!r} is no folder with adapter.json, and names are those of "
-            "pretrained/ in a checkout of msa_jax, which this installation is not; copy the model's "
-            "folder from there and give its path."
+            "pretrained/ in a checkout of msa_jax, which this installation is not; copy the folder "
+            "of the model from there and give its path."
         )
     raise ConfigError(
         f"pretrained model {name!r} is neither one of those in {_HOME} ({names}) nor a folder with "

@@ -314,3 +314,6 @@ def test_names_are_looked_up_beside_the_package(saved, tmp_path, monkeypatch):
     assert find_pretrained(str(folder)) == folder
     with pytest.raises(ConfigError, match=r"'other' is neither one of those in .* \(mine\)"):
         find_pretrained("other")
+    monkeypatch.setattr(pretrained, "_HOME", tmp_path / "site-packages" / "pretrained")
+    with pytest.raises(ConfigError, match="a checkout of msa_jax, which this installation is not"):
+        find_pretrained("mine")
