@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 from msa_jax.checkpoint.adapter import read_description
 from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.huggingface import CheckpointError
-from msa_jax.checkpoint.pretrained import find_pretrained
 from msa_jax.config import ConfigError
+from msa_jax.engine.pretrained import find_pretrained
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

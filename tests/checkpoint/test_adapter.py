@@ -12,14 +12,15 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from msa_jax.checkpoint import adapter as adapters
-from msa_jax.checkpoint import changes, pretrained
+from msa_jax.checkpoint import changes
 from msa_jax.checkpoint.adapter import DESCRIPTION, read_description
 from msa_jax.checkpoint.huggingface import save_params, to_huggingface
-from msa_jax.checkpoint.pretrained import find_pretrained, load_pretrained, save_pretrained
 from msa_jax.checkpoint.tensors import CheckpointError
 from msa_jax.config import ConfigError
 from msa_jax.data.text_format import Naming, TextFormat, load_text_format, save_text_format
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine import pretrained
+from msa_jax.engine.pretrained import find_pretrained, load_pretrained, save_pretrained
 from tests.training.tiny import model_config, random_params
 
 CONFIG = model_config()
