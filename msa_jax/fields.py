@@ -25,12 +25,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from msa_jax.errors import ConfigError
+
 # Arrays count in 32 bits.
 _LARGEST = 2**31 - 1
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

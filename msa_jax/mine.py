@@ -134,10 +134,9 @@ def rank_by_router(
     loaded = load_model(checkpoint)
     builder = loaded.builder
     longest = loaded.max_document_tokens or DataConfig().max_document_tokens
-    id_space = 10 * len(documents) + 1
-    parts = split_documents(documents, builder, longest, id_space)
+    parts = split_documents(documents, builder, longest)
     owners = np.repeat(np.arange(len(documents)), [len(parts.of[x.id]) for x in documents])
-    ids = 1 + np.random.default_rng(0).choice(id_space - 1, size=len(parts), replace=False)
+    ids = 1 + np.random.default_rng(0).choice(10 * len(parts), size=len(parts), replace=False)
     texts = [builder.document(*pair) for pair in zip(ids.tolist(), parts, strict=True)]
     total = sum(map(len, texts))
     with tqdm(total=total, desc="encode", unit="tok", unit_scale=True) as bar:

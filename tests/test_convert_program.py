@@ -18,10 +18,10 @@ from msa_jax.checkpoint.checkpointer import (
     Position,
 )
 from msa_jax.checkpoint.huggingface import load_params, read_model_config, save_params
-from msa_jax.checkpoint.pretrained import save_pretrained
 from msa_jax.data.text_format import Naming, save_text_format
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.loading import load_model
+from msa_jax.engine.pretrained import save_pretrained
 from tests.checkpoint.logits import our_logits, random_tokens, their_logits
 from tests.checkpoint.tiny_gguf import write_gguf
 from tests.engine.banks import save_model

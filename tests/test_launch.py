@@ -1,6 +1,8 @@
 """The scripts of launch/, run with stand-ins for the programs of the clusters."""
 
+import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -112,7 +114,9 @@ def load(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         with flagsaver.flagsaver():
             assert parse_flags(sys.argv) == ["train"]  # Every argument is a flag.
-            return train_config({name: CONFIG.value[name] for name in CONFIG.value})
+            others = ("demo", "evaluation")  # Sections that the program takes for itself.
+            values = CONFIG.value
+            return train_config({name: values[name] for name in values if name not in others})
 
     return load
 
@@ -120,14 +124,14 @@ def load(monkeypatch):
 def check_mesh(run, devices):
     """That parameters, groups and memories can be cut as the mesh says, on as many devices."""
     mesh = run.mesh
-    data = devices // (mesh.fsdp * mesh.tensor * mesh.memory) if mesh.data == -1 else mesh.data
-    sizes = (data, mesh.fsdp, mesh.tensor, mesh.memory)
-    assert data * mesh.fsdp * mesh.tensor * mesh.memory == devices
+    sizes = mesh.sizes(devices)
+    data, fsdp, _, memory = sizes
+    assert math.prod(sizes) == devices
     params = jax.eval_shape(partial(init_params, run.model), jax.random.key(0))
     state_shardings(params, AbstractMesh(sizes, AXES))
     for stage in run.stages:
-        assert stage.groups % (data * mesh.fsdp) == 0, stage
-        assert stage.memory_tokens // run.data.row_tokens % mesh.memory == 0, stage
+        assert stage.groups % (data * fsdp) == 0, stage
+        assert stage.memory_tokens // run.data.row_tokens % memory == 0, stage
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -198,3 +202,12 @@ def test_the_usage_of_a_script_is_that_of_its_head():
         usage = subprocess.run([LAUNCH / script], capture_output=True, text=True)
         assert usage.returncode == 2
         assert all(line.startswith(f"launch/{script} ") for line in usage.stderr.splitlines())
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_a_memory_may_be_spread_as_configs_100m_says(load, devices):
+    text = (REPOSITORY / "configs" / "100m.py").read_text()
+    (flags,) = re.findall(r"`(--config.mesh.memory=-1 [^`]+)`", text)
+    run = load("--config=configs/100m.py", *flags.split())
+    assert run.mesh.sizes(devices) == (1, 1, 1, devices)
+    check_mesh(run, devices)

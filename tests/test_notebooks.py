@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 from msa_jax.checkpoint.adapter import read_description
 from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.huggingface import CheckpointError
-from msa_jax.checkpoint.pretrained import find_pretrained
 from msa_jax.config import ConfigError
+from msa_jax.engine.pretrained import find_pretrained
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,7 +79,7 @@ def test_stored_notebook_is_one_whole_run(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_first_cell_installs_the_package_where_it_is_missing(path):
     first = code_cells(path)[0].source
-    assert "%pip install" in first and "https://github.com/OWNER/msa_jax" in first
+    assert "%pip install" in first and 'REPOSITORY = ""' in first
     assert "find_spec" in first or "ImportError" in first
 
 

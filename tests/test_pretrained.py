@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from msa_jax import ask
-from msa_jax.checkpoint import huggingface, pretrained
-from msa_jax.checkpoint.pretrained import save_pretrained
+from msa_jax.checkpoint import huggingface
 from msa_jax.data.records import write_documents
+from msa_jax.engine import pretrained
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.loading import fingerprint, load_model
+from msa_jax.engine.pretrained import save_pretrained
 from msa_jax.memory.store import Store
 from msa_jax.sharding.mesh import MeshConfig, make_mesh
 from msa_jax.training.trainer import train

@@ -17,9 +17,9 @@ import pytest
 from msa_jax.checkpoint.adapter import read_description
 from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.huggingface import CheckpointError
-from msa_jax.checkpoint.pretrained import find_pretrained
 from msa_jax.config import ConfigError
 from msa_jax.data.records import Document, Question, write_documents, write_questions
+from msa_jax.engine.pretrained import find_pretrained
 from tests.doc_commands import ROOT, runnable
 
 SMALL_TRAINING = (

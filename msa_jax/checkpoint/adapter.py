@@ -6,8 +6,8 @@
 Of every tensor that training changed, by its Hugging Face name, there is the tensor itself (norms;
 routers in low-rank adapters), or its change (`changes.py`) under `<name>.<part>`.
 
-    save_adapter(folder, changes_of(tensors, backbone, ...))
-    tensors = AdaptedTensors(folder)        # backbone and adapter, as if they were one folder
+    save_adapter(folder, make_adapter(trained, backbone, ...))
+    tensors = AdaptedTensors(folder, backbone)        # both, as if they were one folder
     params = read_params(tensors, ...)
 """
 

@@ -10,7 +10,6 @@ The cache is `MSA_JAX_CACHE`, by default `~/.cache/msa_jax`; backbones are in it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import math
 import os
@@ -21,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from msa_jax import file_lock
 from msa_jax.checkpoint.gguf import GgufFile
 from msa_jax.checkpoint.hf_config import to_hf_config
 from msa_jax.checkpoint.tensors import CheckpointError, write_folder
@@ -115,7 +115,7 @@ def _make_once(name: str, find: Callable[[Path], Path]) -> Path:
     try:
         backbones.mkdir(parents=True, exist_ok=True)
         with open(backbones / f".{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # The kernel gives it back however its holder ends.
+            file_lock.lock(lock.fileno(), wait=True)
             if not folder.is_dir():
                 with _work_directory(backbones / f".{name}.tmp") as work:
                     _write_model(find(work), work / "model")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from msa_jax.config import ConfigError, from_mapping
+from msa_jax.data.parts import MOST_IDS
 from msa_jax.data.templates import TEMPLATES
 from msa_jax.fields import Count, CountOrZero, OneOf, Positive, Share, Within, check_fields
 
@@ -100,7 +101,7 @@ class DataConfig:
     template: Annotated[str, OneOf(tuple(TEMPLATES))] = "plain"
     row_tokens: Count = 2048
     max_document_tokens: Count = 512
-    id_space: Annotated[int, Within(low=2)] = 10_000
+    id_space: Annotated[int, Within(low=2, high=MOST_IDS)] = 10_000
     answer_fraction: Share = 0.0
     negatives_per_question: CountOrZero = 4
     shuffle_labels: bool = False

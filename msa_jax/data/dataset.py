@@ -58,11 +58,9 @@ class TextDataset:
         configs = data.all_sources()
         corpus = read_corpus(configs)
         builder = PromptBuilder(TEMPLATES[data.template], Tokenizer.load(data.tokenizer), memory)
-        parts = split_documents(
-            corpus.documents.values(), builder, data.max_document_tokens, data.id_space
-        )
+        parts = split_documents(corpus.documents.values(), builder, data.max_document_tokens)
         parents = [doc_id for doc_id, its_parts in parts.of.items() for _ in its_parts]
-        sources = _queries(configs, corpus, parts, builder.tokenizer)
+        sources = _queries(configs, corpus, parts)
         if not sources:
             raise ConfigError("data.sources holds no question to train on; give a source queries.")
         if data.shuffle_labels:
@@ -92,7 +90,7 @@ class TextDataset:
 
 
 def _queries(
-    configs: Mapping[str, SourceConfig], corpus: Corpus, parts: PartTable, tokenizer: Tokenizer
+    configs: Mapping[str, SourceConfig], corpus: Corpus, parts: PartTable
 ) -> dict[str, Queries]:
     sources: dict[str, Queries] = {}
     # Sources may make different queries of the same documents.
@@ -100,13 +98,13 @@ def _queries(
     for name, config in configs.items():
         if corpus.questions[name]:
             sources[name] = GivenQueries(
-                corpus.questions[name], parts, tokenizer, config.dropped_words
+                corpus.questions[name], parts, corpus.documents, config.dropped_words
             )
         elif config.queries != "given":
             members = corpus.members[name]
             if members not in passages:
                 documents = [corpus.documents[doc_id] for doc_id in members]
-                passages[members] = Passages(documents, parts, tokenizer)
+                passages[members] = Passages(documents, parts)
             kind = {"synthetic": SyntheticQueries, "chains": ChainQueries}[config.queries]
             sources[name] = kind(name, passages[members], config.queries_per_document)
     return sources

@@ -25,7 +25,7 @@ PYDOC_TOPICS = "pydoc topics"
 
 # What the package requires, directly or not, and what is rich in documentation.
 PACKAGES = (
-    *(PYDOC_TOPICS, STANDARD_LIBRARY, "numpy", "scipy", "jax", "flax", "optax", "orbax", "chex"),
+    *(PYDOC_TOPICS, STANDARD_LIBRARY, "numpy", "scipy", "jax", "flax", "optax", "orbax"),
     *("grain", "ml_collections", "absl", "etils", "matplotlib", "mpl_toolkits", "tensorboard"),
     *("werkzeug", "huggingface_hub", "treescope", "rich", "tqdm", "PIL", "pyparsing"),
 )

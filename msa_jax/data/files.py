@@ -21,6 +21,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
+from msa_jax.errors import RecordError
+
 _OPENERS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}
 _MAGIC = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz"}
 _DAMAGES = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
@@ -33,10 +35,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
-class RecordError(ValueError):
-    """A record that cannot be used; the message names the file, the line and the field."""
 
 
 def status_of(path: str | os.PathLike) -> os.stat_result:

@@ -11,29 +11,6 @@ from msa_jax.core.segments import PADDING, TokenBlock
 UNPLACED = -1
 
 
-def split_document(
-    tokens: np.ndarray, max_tokens: int, break_ranks: np.ndarray
-) -> list[np.ndarray]:
-    """Cuts a text into parts, at the end of a paragraph or else of a sentence where it can.
-
-    Args:
-        tokens: `[n]` token ids.
-        max_tokens: longest part. A part is cut in its second half, so that none is tiny.
-        break_ranks: `[V]` how good it is to cut after each token (`Tokenizer.break_ranks`).
-
-    Returns:
-        Views of `tokens`, in order, that together are all of it.
-    """
-    parts, start = [], 0
-    while len(tokens) - start > max_tokens:
-        shortest = (max_tokens + 1) // 2
-        ranks = break_ranks[tokens[start + shortest - 1 : start + max_tokens]]
-        last_best = len(ranks) - 1 - int(np.argmax(ranks[::-1]))
-        parts.append(tokens[start : start + shortest + last_best])
-        start += shortest + last_best
-    return [*parts, tokens[start:]]
-
-
 def aligned(lengths: np.ndarray, alignment: int) -> np.ndarray:
     """Tokens that documents take up: their lengths rounded up to whole chunks."""
     return -(-lengths // alignment) * alignment

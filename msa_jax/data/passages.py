@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from msa_jax.data.parts import PartTable
 from msa_jax.data.records import Document
-from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.data.words import WORD, count_words
 
 # How rare a word is can be told from some of the documents.
@@ -48,13 +47,8 @@ class Passages(Sequence[Passage]):
         by_title: where each document begins, by its title if no other document has it.
     """
 
-    def __init__(
-        self,
-        documents: Sequence[Document],
-        parts: PartTable,
-        tokenizer: Tokenizer | None = None,
-    ):
-        """`tokenizer` is needed only if some document has several parts."""
+    def __init__(self, documents: Sequence[Document], parts: PartTable):
+        """`parts` may hold those of other documents too."""
         documents = sorted(
             (document for document in documents if document.text.strip()),
             key=lambda document: document.title,
@@ -65,19 +59,13 @@ class Passages(Sequence[Passage]):
         self._rare = max(1, int(len(counted) * _RARE_SHARE))
         self.by_title: dict[str, int] = {}
         self._passages: list[Passage] = []
-        split = [part for x in documents if len(parts.of[x.id]) > 1 for part in parts.of[x.id]]
-        decoded = tokenizer.decode_batch([parts[x] for x in split]) if split else []
-        texts = dict(zip(split, decoded, strict=True))
         for document in documents:
             is_named = bool(document.title) and titles[document.title] == 1
             if is_named:
                 self.by_title[document.title] = len(self._passages)
             for part in parts.of[document.id]:
-                # A part may begin or end within a character.
-                text = texts.get(part, document.text).strip("\ufffd").strip()
+                text = parts.text(part, document).strip()
                 is_first = part == parts.of[document.id].start
-                if is_first:
-                    text = text.removeprefix(f"{document.title}\n").strip()
                 self._passages.append(Passage(part, document.title, text, is_named and is_first))
 
     def __len__(self) -> int:

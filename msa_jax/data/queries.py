@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from msa_jax.data.parts import PartTable
-from msa_jax.data.records import Question
-from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.data.records import Document, Question, RecordError
 
 
 class Query(NamedTuple):
@@ -51,12 +50,23 @@ class GivenQueries:
         self,
         questions: Sequence[Question],
         parts: PartTable,
-        tokenizer: Tokenizer,
+        documents: Mapping[str, Document],
         dropped_words: float = 0.0,
     ):
+        """Finds the parts that each question needs.
+
+        Args:
+            questions: name documents by id.
+            parts: of the documents.
+            documents: by id.
+            dropped_words: share of a question's words that is left out, others each time.
+
+        Raises:
+            RecordError: if a document to retrieve has no text.
+        """
         self._dropped_words = dropped_words
         self.questions = questions
-        self.hops = [_relevant_parts(question, parts, tokenizer) for question in questions]
+        self.hops = [_relevant_parts(question, parts, documents) for question in questions]
         self.negatives = [
             np.array([part for doc_id in x.negative_ids for part in parts.of[doc_id]], int)
             for x in questions
@@ -80,15 +90,22 @@ class GivenQueries:
         return Query(question, self.hops[index], self.negatives[index])
 
 
-def _relevant_parts(question: Question, parts: PartTable, tokenizer: Tokenizer) -> list[list[int]]:
+def _relevant_parts(
+    question: Question, parts: PartTable, documents: Mapping[str, Document]
+) -> list[list[int]]:
     """Parts to retrieve, by hop: those of a split document with an answer in them, or all."""
     answers = [answer.casefold() for answer in question.answers]
 
     def relevant(doc_id: str) -> Sequence[int]:
-        candidates = parts.of[doc_id]
+        candidates, document = parts.of[doc_id], documents[doc_id]
+        if not candidates:
+            where = question.where or f"question {question.id!r}"
+            raise RecordError(f"{where}: positive_ids names {doc_id!r}, which has no text.")
         if len(candidates) == 1:
             return candidates
-        texts = {part: tokenizer.decode(parts[part]).casefold() for part in candidates}
+        texts = {part: parts.text(part, document).casefold() for part in candidates}
+        # The title goes with the first part.
+        texts[candidates[0]] += f"\n{document.title.casefold()}"
         return [p for p in candidates if any(a in texts[p] for a in answers)] or candidates
 
     hops = question.hops or (question.positive_ids,)

@@ -7,9 +7,10 @@ than its units were.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _ANYWHERE, _WORD, _SENTENCE, _PARAGRAPH = range(4)
 _ENDS = re.compile(r"""\n\s*|[.!?…]["')\]»”’]*(?=[^\S\n])|[。！？][」』”’）]*""")
 _LAST_SPACE = re.compile(r"\s(?=\S*\Z)")
 # Characters that show how many tokens a text has per character.
-_SAMPLE = 2000
+_SAMPLE = 500
 # Text between two possible cuts is at most about this share of a part.
 _UNITS_PER_PART = 8
 
@@ -40,72 +41,103 @@ class TextPart(NamedTuple):
     tokens: np.ndarray
 
 
-def split_text(
-    text: str,
-    max_tokens: int,
-    tokenizer: Tokenizer,
-    write: Callable[[str, bool], str] = lambda text, is_first: text,
-) -> list[TextPart]:
-    """Cuts a text into parts that together are all of it but white space between them.
+class LongText(NamedTuple):
+    """A text to cut.
+
+    Attributes:
+        text: of any length.
+        write: what to encode for the text of a part; is it the first of its text?
+    """
+
+    text: str
+    write: Callable[[str, bool], str] = lambda text, is_first: text
+
+
+def split_texts(
+    texts: Iterable[LongText], max_tokens: int, tokenizer: Tokenizer
+) -> list[list[TextPart]]:
+    """Cuts each text into parts that together are all of it but white space between them.
 
     Args:
-        text: of any length.
+        texts: what to cut.
         max_tokens: longest part. A part is cut in its second half, so that only the last is short.
-        tokenizer: counts.
-        write: what to encode for the text of a part; is it the first of its text?
+        tokenizer: counts; what many texts need counted next is counted together.
 
     Returns:
-        Parts in order; none for a text of white space.
+        Parts of each text in order; none for a text of white space.
 
     Raises:
         ConfigError: if `max_tokens` has no room for a single character.
     """
-    return list(_Splitter(text, max_tokens, tokenizer, write).split(0, len(text), max_tokens))
+    splittings = [_Splitter(one, max_tokens).split() for one in texts]
+    found: dict[int, list[TextPart]] = {}
+    requests = {index: next(splitting) for index, splitting in enumerate(splittings)}
+    while requests:
+        encoded = iter(tokenizer.encode_batch(itertools.chain(*requests.values())))
+        answers = {index: [next(encoded) for _ in asked] for index, asked in requests.items()}
+        requests = {}
+        for index, answer in answers.items():
+            try:
+                requests[index] = splittings[index].send(answer)
+            except StopIteration as end:
+                found[index] = end.value
+    return [found[index] for index in range(len(splittings))]
+
+
+T = TypeVar("T")
+# Yields texts, is sent the tokens of each, and returns what it made of them.
+_Asking = Generator[list[str], list[np.ndarray], T]
 
 
 class _Splitter:
     """One text that is being cut."""
 
-    def __init__(
-        self, text: str, max_tokens: int, tokenizer: Tokenizer, write: Callable[[str, bool], str]
-    ):
-        self._text, self._max_tokens = text, max_tokens
-        self._tokenizer, self._write = tokenizer, write
-        self._first = len(text) - len(text.lstrip())
-        # What is written around the text of the first part and of the others.
-        self._around_first, self._around = tokenizer.count_batch(
-            [write("", True), write("", False)]
-        )
+    def __init__(self, long: LongText, max_tokens: int):
+        self._text, self._write = long
+        self._max_tokens = max_tokens
+        self._first = len(self._text) - len(self._text.lstrip())
+        # Tokens of what is written around the text of the first part and of the others.
+        self._around_first = self._around = 0
 
-    def split(self, start: int, stop: int, target: int) -> Iterator[TextPart]:
+    def split(self) -> _Asking[list[TextPart]]:
+        """The parts of the text."""
+        around = yield [self._write("", True), self._write("", False)]
+        self._around_first, self._around = map(len, around)
+        return (yield from self._split(0, len(self._text), self._max_tokens))
+
+    def _split(self, start: int, stop: int, target: int) -> _Asking[list[TextPart]]:
         """Parts of a stretch of text, of about `target` tokens at most."""
-        spans = [self._trimmed(*span) for span in self._spans(start, stop, target)]
+        spans = yield from self._spans(start, stop, target)
+        spans = [self._trimmed(*span) for span in spans]
         spans = [(start, stop) for start, stop in spans if start < stop]
-        texts = (self._write(self._text[a:b], a == self._first) for a, b in spans)
-        for span, tokens in zip(spans, self._tokenizer.encode_batch(texts), strict=True):
+        encoded = yield [self._write(self._text[a:b], a == self._first) for a, b in spans]
+        parts = []
+        for span, tokens in zip(spans, encoded, strict=True):
             if len(tokens) <= self._max_tokens:
-                yield TextPart(*span, tokens)
+                parts.append(TextPart(*span, tokens))
             elif span[1] - span[0] > 1:
-                yield from self.split(*span, target * 3 // 4)
+                parts += yield from self._split(*span, target * 3 // 4)
             else:
                 raise ConfigError(
                     f"a part of one character has {len(tokens)} tokens with all that belongs to "
                     f"it, but at most {self._max_tokens} are allowed; raise max_document_tokens."
                 )
+        return parts
 
     def _trimmed(self, start: int, stop: int) -> tuple[int, int]:
         part = self._text[start:stop]
         return start + len(part) - len(part.lstrip()), stop - len(part) + len(part.rstrip())
 
-    def _spans(self, start: int, stop: int, target: int) -> Iterator[tuple[int, int]]:
+    def _spans(self, start: int, stop: int, target: int) -> _Asking[list[tuple[int, int]]]:
         """Puts units together while they have at most `target` tokens."""
         sample = self._text[start : min(stop, start + _SAMPLE)]
-        sample_tokens = max(1, len(self._tokenizer.encode(sample)))
-        longest = max(1, target * len(sample) // (_UNITS_PER_PART * sample_tokens))
+        (sample_tokens,) = yield [sample]
+        longest = max(1, target * len(sample) // (_UNITS_PER_PART * max(1, len(sample_tokens))))
         ends, ranks = self._cuts(start, stop, longest)
         starts = np.append(start, ends[:-1])
-        units = (self._text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True))
-        total = np.cumsum(self._tokenizer.count_batch(units))
+        units = [self._text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        total = np.cumsum([len(tokens) for tokens in (yield units)])
+        spans = []
         unit, done = 0, 0
         while unit < len(ends):
             at_start = starts[unit] <= self._first
@@ -117,8 +149,9 @@ class _Splitter:
                 full = max(full, unit + 1)
                 candidates = ranks[min(max(half, unit), full - 1) : full]
                 full -= int(np.argmax(candidates[::-1]))
-            yield int(starts[unit]), int(ends[full - 1])
+            spans.append((int(starts[unit]), int(ends[full - 1])))
             unit, done = full, total[full - 1]
+        return spans
 
     def _cuts(self, start: int, stop: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the text may be cut, about `longest` characters apart, and how good that is."""

@@ -13,6 +13,7 @@ from msa_jax.data.parts import PartTable
 from msa_jax.data.passages import Passage, Passages
 from msa_jax.data.queries import Query
 from msa_jax.data.records import Document, Question
+from msa_jax.data.splitting import TextPart
 from msa_jax.data.words import STOPWORDS, WORD
 
 _WINDOW_WORDS = (6, 20)
@@ -50,8 +51,9 @@ def questions_about(documents: Sequence[Document], max_words: int, seed: int = 0
     """
     short = [document for document in documents if len(document.text.split()) <= max_words]
     nothing = np.zeros(0, np.int32)
+    parts = [TextPart(0, len(document.text), nothing) for document in short]
     whole = {document.id: range(part, part + 1) for part, document in enumerate(short)}
-    passages = Passages(short, PartTable([nothing] * len(short), whole))
+    passages = Passages(short, PartTable(parts, whole))
     queries, rng = SyntheticQueries("made", passages), random.Random(seed)
     drawn = (queries.draw(index, rng) for index in range(len(queries)))
     return [

@@ -20,7 +20,6 @@ from msa_jax.config import ConfigError
 
 PACKAGED = pathlib.Path(__file__).parent / "tokenizers"
 PADDING_TOKEN = "<|endoftext|>"
-SENTENCE_END, PARAGRAPH_END = 1, 2
 # An encoding holds far more than its ids, so that a corpus is encoded in slices.
 _TEXTS_PER_CALL = 2**14
 _CHARACTERS_PER_CALL = 2**25
@@ -206,19 +205,6 @@ class Tokenizer:
         if special not in self._specials:
             raise ConfigError(f"the tokenizer has no special token {special!r}.")
         return self._specials[special]
-
-    def break_ranks(self) -> np.ndarray:
-        """How good it is to cut a text after each token, int8 [V]: 0, or one of the `_END`s."""
-        texts = self._backend.decode_batch(
-            [[index] for index in range(self.vocab_size)], skip_special_tokens=True
-        )
-        ranks = np.zeros(self.vocab_size, np.int8)
-        for index, text in enumerate(texts):
-            if "\n" in text:
-                ranks[index] = PARAGRAPH_END
-            elif text.endswith((".", "!", "?", "。")):
-                ranks[index] = SENTENCE_END
-        return ranks
 
 
 class _Guard(NamedTuple):

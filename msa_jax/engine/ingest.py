@@ -16,9 +16,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from msa_jax.config import ConfigError
+from msa_jax.data.parts import PartWriter
 from msa_jax.data.records import Document, RecordError
-from msa_jax.data.splitting import TextPart, split_text
 from msa_jax.data.templates import PromptBuilder
 from msa_jax.engine.encode import Encoder, bank_layout
 from msa_jax.engine.loading import LoadedModel, fingerprint
@@ -33,8 +32,6 @@ _SLICE_BYTES = 2**29
 _SLICE_TOKENS = 2**20
 # A guess, to cut slices before anything is tokenised.
 _CHARACTERS_PER_TOKEN = 3
-# No template uses more tokens for the names of a document than for one of these.
-_SAMPLE_IDS = np.linspace(10**7, 10**8 - 1, num=256, dtype=int).tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,69 +59,6 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         sums = map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
         return Counts(*sums)
-
-
-class PartWriter:
-    """Cuts documents into parts that memory can hold, and says how they are written.
-
-    Attributes:
-        max_text_tokens: what the template leaves to the text of a part.
-    """
-
-    def __init__(self, builder: PromptBuilder, max_document_tokens: int):
-        """Measures the template.
-
-        Raises:
-            ConfigError: if it takes all of `max_document_tokens`.
-        """
-        self._builder, self._max_document_tokens = builder, max_document_tokens
-        wrap_tokens = max(sum(map(len, builder.document_wrap(i))) for i in _SAMPLE_IDS)
-        self.max_text_tokens = max_document_tokens - wrap_tokens
-        if self.max_text_tokens < 1:
-            raise ConfigError(
-                f"max_document_tokens ({max_document_tokens}) must exceed the {wrap_tokens} tokens "
-                "that the template puts around a document."
-            )
-
-    def split(self, documents: Sequence[Document]) -> list[list[TextPart]]:
-        """The parts of each document; none of one without text."""
-        # Most documents are one part, and encoding them together is fastest.
-        small = [len(document.text) <= 8 * self.max_text_tokens for document in documents]
-        texts = (
-            self._builder.document_text(dataclasses.replace(document, text=document.text.strip()))
-            for document, is_small in zip(documents, small, strict=True)
-            if is_small
-        )
-        encoded = iter(self._builder.tokenizer.encode_batch(texts))
-        return [
-            self._parts(document, next(encoded) if is_small else None)
-            for document, is_small in zip(documents, small, strict=True)
-        ]
-
-    def write(self, part_id: int, text_tokens: np.ndarray) -> np.ndarray:
-        """A part as memory holds it; a name longer than usual takes the place of the last words."""
-        name_tokens = sum(map(len, self._builder.document_wrap(part_id)))
-        return self._builder.document(
-            part_id, text_tokens[: self._max_document_tokens - name_tokens]
-        )
-
-    def _parts(self, document: Document, tokens: np.ndarray | None) -> list[TextPart]:
-        text = document.text
-        if not text.strip():
-            return []
-        if tokens is not None and len(tokens) <= self.max_text_tokens:
-            start = len(text) - len(text.lstrip())
-            return [TextPart(start, len(text.rstrip()), tokens)]
-        tokenizer, title = self._builder.tokenizer, document.title
-        title_tokens = tokenizer.encode(title)
-        if 2 * len(title_tokens) > self.max_text_tokens:
-            # A title is not split; half of a part is enough of it.
-            title = tokenizer.decode(title_tokens[: self.max_text_tokens // 2]).rstrip("\ufffd")
-
-        def write(text: str, is_first: bool) -> str:
-            return self._builder.document_text(Document("", text, title if is_first else ""))
-
-        return split_text(text, self.max_text_tokens, tokenizer, write)
 
 
 def part_text(builder: PromptBuilder, passage: Passage) -> str:

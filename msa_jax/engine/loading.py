@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from msa_jax.checkpoint import checkpointer, huggingface, pretrained
+from msa_jax.checkpoint import checkpointer, huggingface
 from msa_jax.checkpoint.adapter import has_adapter, read_description
 from msa_jax.checkpoint.backbones import fetch
 from msa_jax.checkpoint.checkpointer import CHECKPOINTS
@@ -27,6 +27,7 @@ from msa_jax.config import ConfigError, ModelConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder, Template
 from msa_jax.data.text_format import Naming, load_text_format
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine import pretrained
 from msa_jax.engine.fusion import Fusion, load_fusion
 from msa_jax.engine.interleave import InterleaveConfig
 from msa_jax.modules.look import LookParams

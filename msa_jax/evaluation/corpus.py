@@ -21,10 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from msa_jax.config import ConfigError
+from msa_jax.data.parts import PartWriter
 from msa_jax.data.records import Document, RecordError, read_documents
 from msa_jax.data.templates import PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
-from msa_jax.engine.ingest import PartWriter
 from msa_jax.evaluation.conditions import Provenance, digest_files, text_conditions
 from msa_jax.fields import Count, Seed, Within, check_fields
 from msa_jax.typing import Int

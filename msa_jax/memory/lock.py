@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pathlib
 from collections.abc import Callable, Iterator
 
+from msa_jax import file_lock
 from msa_jax.memory.parts import StoreError
 
 
@@ -27,7 +27,7 @@ class WriteLock:
                 f"{path}: cannot be written ({error.strerror}); open the bank for reading."
             ) from error
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file_lock.lock(self._handle, wait=False)
         except BlockingIOError:
             holder = os.pread(self._handle, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(self._handle)
@@ -39,8 +39,8 @@ class WriteLock:
         os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Lets others write; a child process that was forked meanwhile holds nothing either."""
-        fcntl.flock(self._handle, fcntl.LOCK_UN)
+        """Lets others write."""
+        file_lock.unlock(self._handle)
         os.close(self._handle)
 
 
@@ -58,10 +58,10 @@ def waiting_lock(path: pathlib.Path, on_wait: Callable[[], None] = lambda: None)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file_lock.lock(handle, wait=False)
         except BlockingIOError:
             on_wait()
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            file_lock.lock(handle, wait=True)
         yield
     finally:
         os.close(handle)

@@ -74,7 +74,8 @@ class MemorySparseAttention(nn.Module):
         num_heads: N, query heads.
         num_kv_heads: K, key/value heads; divides N.
         head_dim: H.
-        memory: pooling size, documents per query, similarity.
+        memory: pooling size, documents per query, template head, and the similarity of `attend` and
+            `encode_documents`; `__call__`, which is training, always takes cosine.
         routed: whether the layer has a router; without one, active tokens see no memory.
         qk_norm: RMSNorm per head on q and k (Qwen3).
         attention_bias: biases on q, k, v (Qwen2).
@@ -129,8 +130,10 @@ class MemorySparseAttention(nn.Module):
         number of chunks, which is always enough.
         """
         index = self.index(memory_segments, num_documents)
-        memory_out, layer_memory = self.encode_documents(memory_x, memory_segments)
-        active_out, _, chosen = self.attend(active_x, active_segments, layer_memory, index)
+        memory_out, layer_memory = self.encode_documents(memory_x, memory_segments, "cosine")
+        active_out, _, chosen = self.attend(
+            active_x, active_segments, layer_memory, index, similarity="cosine"
+        )
         return memory_out, active_out, chosen
 
     def index(self, memory_segments: Segments, num_documents: int | None = None) -> MemoryIndex:
@@ -141,19 +144,23 @@ class MemorySparseAttention(nn.Module):
         self,
         x: Float[Array, "G R S D"],
         memory_segments: Segments,
-        similarity: str = "cosine",
+        similarity: str | None = None,
     ) -> tuple[Float[Array, "G R S D"], LayerMemory | None]:
-        """Attends inside each document; pools its chunks where the layer routes."""
+        """Attends inside each document; pools its chunks where the layer routes.
+
+        `similarity` is that for which routing keys are made; by default that of `memory`.
+        """
         layer_memory, projected = self.pool_documents(x, memory_segments, similarity)
         return self.attend_documents(projected, memory_segments), layer_memory
 
     def pool_documents(
-        self, x: Float[Array, "G R S D"], memory_segments: Segments, similarity: str = "cosine"
+        self, x: Float[Array, "G R S D"], memory_segments: Segments, similarity: str | None = None
     ) -> tuple[LayerMemory | None, tuple[Array, Array, Array]]:
         """The first half of `encode_documents`: pooled chunks, and queries, keys and values."""
         queries, keys, values = self._project(x, memory_segments.segment_pos)
         layer_memory = None
         if self.routed:
+            similarity = similarity or self.memory.router_similarity
             layer_memory = self._pool(x, keys, values, memory_segments, similarity)
         return layer_memory, (queries, keys, values)
 
@@ -180,7 +187,7 @@ class MemorySparseAttention(nn.Module):
         index: MemoryIndex | None = None,
         cache: LayerCache | None = None,
         slots: CacheSlots | None = None,
-        similarity: str = "cosine",
+        similarity: str | None = None,
         layer: Int[Array, ""] | None = None,
         search_docs: int = 0,
         observed: Int[Array, "G B"] | None = None,
@@ -196,7 +203,7 @@ class MemorySparseAttention(nn.Module):
             cache: keys and values of earlier tokens. None to see `x` alone and to get the scores
                 of all documents, as in training; with a cache only the best are searched for.
             slots: where `x` goes in `cache`.
-            similarity: of routing queries and keys.
+            similarity: of routing queries and keys; by default that of `memory`.
             layer: with a cache, which layer of a stacked `layer_memory` is this one's; slicing it
                 out beforehand would copy it.
             search_docs: with a cache, how many documents to list (static) if more than top_k_docs;
@@ -221,7 +228,9 @@ class MemorySparseAttention(nn.Module):
         chosen = None
         if self.routed and layer_memory is not None:
             router_queries = routing.routing_queries(
-                self.router.query(x), self.num_kv_heads, similarity
+                self.router.query(x),
+                self.num_kv_heads,
+                similarity or self.memory.router_similarity,
             ).reshape(*x.shape[:-1], -1)
             query_mask = active_segments.doc_ids == segments.QUERY
             chosen = choose(router_queries, query_mask, layer_memory.router_keys, index)

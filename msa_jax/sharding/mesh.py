@@ -19,11 +19,12 @@ from msa_jax.config import ConfigError
 from msa_jax.fields import check_fields
 
 AXES = ("data", "fsdp", "tensor", "memory")
+REST = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices on each mesh axis; `data=-1` takes all that the other axes leave."""
+    """Devices on each mesh axis; one of them may be -1, for all that the others leave."""
 
     data: int = 1
     fsdp: int = 1
@@ -34,11 +35,23 @@ class MeshConfig:
         check_fields(self, "mesh.")
         for axis in AXES:
             size = getattr(self, axis)
-            if not isinstance(size, int) or (size < 1 and (axis, size) != ("data", -1)):
+            if not isinstance(size, int) or (size < 1 and size != REST):
                 raise ConfigError(
-                    f"mesh.{axis} must be a positive whole number, not {size!r}; only mesh.data "
-                    "may be -1, for all remaining devices."
+                    f"mesh.{axis} must be a positive whole number, or -1 for all remaining devices,"
+                    f" not {size!r}."
                 )
+        rest = [f"mesh.{axis}" for axis in AXES if getattr(self, axis) == REST]
+        if len(rest) > 1:
+            raise ConfigError(
+                f"{' and '.join(rest)} cannot both be -1; one axis takes all remaining devices."
+            )
+
+    def sizes(self, num_devices: int) -> tuple[int, int, int, int]:
+        """Devices on each axis, in the order of `AXES`, where there are so many in all."""
+        sizes = [getattr(self, axis) for axis in AXES]
+        given = math.prod(size for size in sizes if size != REST)
+        rest = max(num_devices // given, 1)
+        return tuple(rest if size == REST else size for size in sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -53,9 +66,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             a process without any.
     """
     devices = list(jax.devices() if devices is None else devices)
-    other = config.fsdp * config.tensor * config.memory
-    data = max(len(devices) // other, 1) if config.data == -1 else config.data
-    sizes = (data, config.fsdp, config.tensor, config.memory)
+    sizes = config.sizes(len(devices))
     needed = math.prod(sizes)
     shape = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if len(devices) % needed:

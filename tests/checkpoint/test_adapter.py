@@ -12,14 +12,15 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from msa_jax.checkpoint import adapter as adapters
-from msa_jax.checkpoint import changes, pretrained
+from msa_jax.checkpoint import changes
 from msa_jax.checkpoint.adapter import DESCRIPTION, read_description
 from msa_jax.checkpoint.huggingface import save_params, to_huggingface
-from msa_jax.checkpoint.pretrained import find_pretrained, load_pretrained, save_pretrained
 from msa_jax.checkpoint.tensors import CheckpointError
 from msa_jax.config import ConfigError
 from msa_jax.data.text_format import Naming, TextFormat, load_text_format, save_text_format
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine import pretrained
+from msa_jax.engine.pretrained import find_pretrained, load_pretrained, save_pretrained
 from tests.training.tiny import model_config, random_params
 
 CONFIG = model_config()
@@ -314,3 +315,6 @@ def test_names_are_looked_up_beside_the_package(saved, tmp_path, monkeypatch):
     assert find_pretrained(str(folder)) == folder
     with pytest.raises(ConfigError, match=r"'other' is neither one of those in .* \(mine\)"):
         find_pretrained("other")
+    monkeypatch.setattr(pretrained, "_HOME", tmp_path / "site-packages" / "pretrained")
+    with pytest.raises(ConfigError, match="a checkout of msa_jax, which this installation is not"):
+        find_pretrained("mine")

@@ -17,7 +17,7 @@ from msa_jax.data.config import SourceConfig
 from msa_jax.data.mixing import question_order
 from msa_jax.data.pipeline import BatchShape, DataConfig, TextDataset, training_iterator
 from msa_jax.data.queries import GivenQueries
-from msa_jax.data.records import Question
+from msa_jax.data.records import Document, Question
 from msa_jax.training.curriculum import StageConfig
 
 SHAPE = BatchShape(
@@ -259,11 +259,12 @@ def test_a_stage_with_an_unusable_mixture_or_cluster_is_refused(changes, message
         StageConfig(**(STAGE | changes))
 
 
-def test_given_questions_lose_other_words_each_time(dataset, tokenizer):
+def test_given_questions_lose_other_words_each_time(dataset):
     words = [f"w{i}" for i in range(1000)]
+    documents = {dataset.parents[0]: Document(dataset.parents[0], "text")}
     question = Question("q", " ".join(words), (), (dataset.parents[0],))
     plain, thinned = (
-        GivenQueries([question], dataset.parts, tokenizer, dropped) for dropped in (0.0, 0.25)
+        GivenQueries([question], dataset.parts, documents, dropped) for dropped in (0.0, 0.25)
     )
     assert plain.draw(0, random.Random(0)).question == question
     first, second = (thinned.draw(0, random.Random(seed)).question for seed in (0, 1))
@@ -271,7 +272,7 @@ def test_given_questions_lose_other_words_each_time(dataset, tokenizer):
     kept = first.question.split()
     assert 700 < len(kept) < 800 and kept == [word for word in words if word in set(kept)]
     assert (
-        GivenQueries([question], dataset.parts, tokenizer, 0.999)
+        GivenQueries([question], dataset.parts, documents, 0.999)
         .draw(0, random.Random(0))
         .question.question
     )

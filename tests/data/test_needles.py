@@ -99,7 +99,7 @@ def test_cut_units_fills_runs_and_leaves_out_what_fits_in_none():
 
 
 CORPUS = DemoConfig(
-    packages=("ml_collections", "chex"),
+    packages=("ml_collections", "absl", "etils"),
     train_needles=40,
     train_docstrings=20,
     heldout_needles=12,

@@ -1,7 +1,6 @@
 """Aligned rows: nothing overlaps, crosses or is lost."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,30 +68,3 @@ def test_places_are_random_and_the_first_document_can_be_anywhere():
     lengths = [4] * 12
     places = {int(pack(lengths, 3, 16, seed)[1].tolist().index(0)) for seed in range(200)}
     assert places == set(range(12))
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    tokens=st.lists(st.integers(0, 9), max_size=60),
-    max_tokens=st.integers(1, 12),
-)
-def test_parts_join_to_the_document_and_are_short_enough(tokens, max_tokens):
-    ranks = np.array([0] * 8 + [1, 2], np.int8)
-    parts = packing.split_document(np.array(tokens, np.int32), max_tokens, ranks)
-    np.testing.assert_array_equal(np.concatenate(parts), tokens)
-    assert all(len(part) <= max_tokens for part in parts)
-    assert all(len(part) >= max_tokens // 2 for part in parts[:-1])
-
-
-@pytest.mark.parametrize(
-    ("tokens", "first_part"),
-    [
-        ([0, 0, 0, 9, 0, 8, 0, 0, 0], 4),  # a paragraph's end before a sentence's
-        ([0, 0, 0, 8, 0, 8, 0, 0, 0], 6),  # the last of equals
-        ([0, 9, 0, 0, 0, 0, 0, 0, 0], 8),  # an end too early counts for nothing
-    ],
-)
-def test_documents_are_cut_at_the_best_place_of_a_parts_second_half(tokens, first_part):
-    ranks = np.array([0] * 8 + [1, 2], np.int8)
-    parts = packing.split_document(np.array(tokens, np.int32), 8, ranks)
-    assert len(parts[0]) == first_part

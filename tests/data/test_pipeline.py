@@ -286,6 +286,23 @@ def test_only_the_part_with_the_answer_is_positive(tmp_path, config, memory_conf
     assert batch.positives.any(axis=-1).all()
 
 
+def test_an_answer_in_the_title_is_in_the_first_part(tmp_path, config, memory_config):
+    documents = [Document("long", "amber stone. " * 60, "Seven")]
+    write_documents(tmp_path / "d.jsonl", documents)
+    write_questions(tmp_path / "q.jsonl", [Question("q", "?", ("seven",), ("long",))])
+    paths = {"documents": str(tmp_path / "d.jsonl"), "questions": str(tmp_path / "q.jsonl")}
+    dataset = TextDataset.load(dataclasses.replace(config, **paths), memory_config)
+    assert len(dataset.parts) > 1 and dataset.hops == [[[0]]]
+
+
+def test_a_document_to_retrieve_must_have_text(tmp_path, config, memory_config):
+    write_documents(tmp_path / "d.jsonl", [Document("blank", " ")])
+    write_questions(tmp_path / "q.jsonl", [Question("q", "?", (), ("blank",))])
+    paths = {"documents": str(tmp_path / "d.jsonl"), "questions": str(tmp_path / "q.jsonl")}
+    with pytest.raises(RecordError, match=r"q.jsonl:1: positive_ids names 'blank', which has no"):
+        TextDataset.load(dataclasses.replace(config, **paths), memory_config)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -293,6 +310,7 @@ def test_only_the_part_with_the_answer_is_positive(tmp_path, config, memory_conf
         ({"answer_fraction": 1.5}, "answer_fraction must be between 0 and 1"),
         ({"row_tokens": 64}, r"max_document_tokens \(128\) must not exceed row_tokens \(64\)"),
         ({"id_space": 1}, "id_space must be a whole number of at least 2"),
+        ({"id_space": 10**9}, "id_space must be at most 100000000, not 1000000000"),
         ({"negatives_per_question": -1}, "negatives_per_question must be a whole number"),
     ],
 )

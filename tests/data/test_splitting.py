@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msa_jax.config import ConfigError
-from msa_jax.data.splitting import split_text
+from msa_jax.data.splitting import LongText, split_texts
 from tests.data.conftest import WORDS
 
 # Words, ends of sentences and paragraphs, other scripts, and what is no word at all.
@@ -32,6 +32,11 @@ def texts(max_size=120):
     )
 
 
+def split_text(text, max_tokens, tokenizer, *write):
+    (parts,) = split_texts([LongText(text, *write)], max_tokens, tokenizer)
+    return parts
+
+
 def assert_sound(text, parts, tokenizer, max_tokens, write=lambda text, is_first: text):
     """In order, of all characters but white space, each encoded as `write` says, none too long."""
     kept, end = [], 0
@@ -49,6 +54,16 @@ def assert_sound(text, parts, tokenizer, max_tokens, write=lambda text, is_first
 @given(text=texts(), max_tokens=st.integers(12, 100))
 def test_parts_are_the_whole_text_and_fit(tokenizer, text, max_tokens):
     assert_sound(text, split_text(text, max_tokens, tokenizer), tokenizer, max_tokens)
+
+
+@settings(deadline=None, max_examples=50)
+@given(many=st.lists(texts(60), max_size=4), max_tokens=st.integers(12, 40))
+def test_texts_are_cut_together_as_each_alone(tokenizer, many, max_tokens):
+    """Some need more rounds of counting than others."""
+    together = split_texts(map(LongText, many), max_tokens, tokenizer)
+    alone = [split_text(text, max_tokens, tokenizer) for text in many]
+    spans = [[[part[:2] for part in parts] for parts in cut] for cut in (together, alone)]
+    assert spans[0] == spans[1]
 
 
 @settings(deadline=None, max_examples=50)

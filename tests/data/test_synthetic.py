@@ -21,8 +21,7 @@ def passages_of(tokenizer, memory_config):
     builder = PromptBuilder(TEMPLATES["plain"], tokenizer, memory_config)
 
     def make(documents, max_document_tokens=400):
-        parts = split_documents(documents, builder, max_document_tokens, id_space=1000)
-        return Passages(documents, parts, tokenizer)
+        return Passages(documents, split_documents(documents, builder, max_document_tokens))
 
     return make
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msa_jax.config import ConfigError
-from msa_jax.data.tokenizer import PARAGRAPH_END, SENTENCE_END, Tokenizer
+from msa_jax.data.tokenizer import Tokenizer
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|object_ref_end|>", "<End-of-Retrieve>"]
 
@@ -84,18 +84,6 @@ def test_what_is_not_a_tokenizer_is_named(tmp_path, tokenizer):
         Tokenizer.load(tmp_path / "bad.json")
     with pytest.raises(ConfigError, match="no special token '<|nope|>'"):
         tokenizer.token_id("<|nope|>")
-
-
-def test_break_ranks_know_sentences_and_paragraphs(tokenizer):
-    ranks = tokenizer.break_ranks()
-    assert ranks.shape == (tokenizer.vocab_size,)
-    assert [ranks[tokenizer.encode(text)[-1]] for text in ("a.", "a?", "a\n", "a", "1")] == [
-        SENTENCE_END,
-        SENTENCE_END,
-        PARAGRAPH_END,
-        0,
-        0,
-    ]
 
 
 def test_the_size_of_a_vocabulary_with_gaps_is_that_of_its_highest_id(tmp_path):

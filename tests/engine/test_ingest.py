@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from msa_jax.config import ConfigError
+from msa_jax.data.parts import PartWriter
 from msa_jax.data.records import Document, RecordError
 from msa_jax.engine import ingest
 from msa_jax.engine.encode import Encoder
-from msa_jax.engine.ingest import Counts, Ingestor, PartWriter, part_text
+from msa_jax.engine.ingest import Counts, Ingestor, part_text
 from msa_jax.engine.loading import load_model
 from msa_jax.memory.chunks import Chunks
 from tests.engine.banks import MAX_TOKENS, ingestor_of, make_store, numbered, save_model

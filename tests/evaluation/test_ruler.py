@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from msa_jax.config import ConfigError, MemoryConfig
 from msa_jax.data.needles import is_heldout
+from msa_jax.data.parts import PartWriter
 from msa_jax.data.records import Document, RecordError, write_documents
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
-from msa_jax.engine.ingest import PartWriter
 from msa_jax.evaluation.ruler import haystack as haystacks
 from msa_jax.evaluation.ruler import tasks
 from msa_jax.evaluation.ruler.benchmark import Ruler, score

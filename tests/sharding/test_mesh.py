@@ -15,6 +15,8 @@ from tests.training.tiny import random_batch
         (MeshConfig(), (1, 1, 1, 1)),
         (MeshConfig(data=-1), (8, 1, 1, 1)),
         (MeshConfig(data=-1, tensor=2, memory=2), (2, 1, 2, 2)),
+        (MeshConfig(memory=-1), (1, 1, 1, 8)),
+        (MeshConfig(fsdp=2, memory=-1), (1, 2, 1, 4)),
         (MeshConfig(data=2, fsdp=2), (2, 2, 1, 1)),
     ],
 )
@@ -38,8 +40,13 @@ def test_a_mesh_that_leaves_a_process_without_a_device_is_refused():
 
 
 def test_an_impossible_size_is_refused():
-    with pytest.raises(ConfigError, match="mesh.fsdp must be a positive whole number, not -1"):
-        MeshConfig(fsdp=-1)
+    with pytest.raises(ConfigError, match="mesh.fsdp must be a positive whole number, .* not -2"):
+        MeshConfig(fsdp=-2)
+
+
+def test_two_axes_that_take_the_rest_are_refused():
+    with pytest.raises(ConfigError, match="mesh.data and mesh.memory cannot both be -1"):
+        MeshConfig(data=-1, memory=-1)
 
 
 def test_groups_that_the_mesh_does_not_divide_are_refused():

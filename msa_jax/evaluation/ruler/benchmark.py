@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from msa_jax.config import ConfigError
+from msa_jax.data.parts import PartWriter
 from msa_jax.data.records import Document, Question
 from msa_jax.data.templates import PromptBuilder
-from msa_jax.engine.ingest import PartWriter
 from msa_jax.evaluation.ruler import haystack as haystacks
 from msa_jax.evaluation.ruler import scoring
 from msa_jax.evaluation.ruler.haystack import Haystack

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from msa_jax.config import ConfigError
 from msa_jax.data.documentation import SENTENCE_END
+from msa_jax.data.parts import PartWriter
 from msa_jax.data.records import Document
 from msa_jax.data.sources import open_source
 from msa_jax.data.templates import PromptBuilder
-from msa_jax.engine.ingest import PartWriter
 from msa_jax.evaluation.ruler.tasks import NOISE_LINE, Needle, Subtask, random_text
 
 # Worked on at once: lines of a stretch of needles, and characters of texts to cut.

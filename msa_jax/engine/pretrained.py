@@ -46,15 +46,22 @@ def find_pretrained(name: str) -> Path:
     """The folder of a pretrained model.
 
     Args:
-        name: of a folder in `pretrained/` beside the package, or the path of any such folder.
+        name: of a folder in `pretrained/` of the checkout that the package is run from, or the path
+            of any such folder.
 
     Raises:
         ConfigError: if there is none.
     """
-    for folder in (Path(name), _HOME / name):
+    for folder in (Path(name).expanduser(), _HOME / name):
         if has_adapter(folder):
             return folder
-    names = ", ".join(sorted(path.parent.name for path in _HOME.glob("*/adapter.json"))) or "none"
+    names = ", ".join(sorted(path.parent.name for path in _HOME.glob("*/adapter.json")))
+    if not names:
+        raise ConfigError(
+            f"pretrained model {name!r} is no folder with adapter.json, and names are those of "
+            "pretrained/ in a checkout of msa_jax, which this installation is not; copy the folder "
+            "of the model from there and give its path."
+        )
     raise ConfigError(
         f"pretrained model {name!r} is neither one of those in {_HOME} ({names}) nor a folder with "
         "adapter.json; correct the name, or give the path of a folder that you copied here."
