@@ -14,6 +14,9 @@ from msa_jax.engine.ranking import rank_documents
 from msa_jax.modules.state import Memory
 from msa_jax.typing import Float, Int
 
+# Questions by index, and what the routers have listed for each; returns what is found for each.
+Find = Callable[[Sequence[int], Sequence[Listing]], Sequence[Listing]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Round:
@@ -90,4 +93,4 @@ class Library:
     ids_of: Callable[[Int[np.ndarray, " n"]], Int[np.ndarray, " n"]]
     originals: Callable[[Sequence[int]], Sequence[np.ndarray]]
     names: NameTable | None = None
-    find: Callable[[Sequence[int], Sequence[Listing]], Sequence[Listing]] | None = None
+    find: Find | None = None

@@ -24,12 +24,13 @@ from msa_jax.data.examples import token_block
 from msa_jax.data.records import Document
 from msa_jax.engine.answers import Answer, AskConfig, Found, found
 from msa_jax.engine.attribution import Attribution, attribute
+from msa_jax.engine.conversation import Conversation, Find, Library
 from msa_jax.engine.encode import Encoder
 from msa_jax.engine.finding import Finder, default_looks
 from msa_jax.engine.fusion import Listing
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.ingest import Counts, Ingestor, create_bank, new_layout, part_text
-from msa_jax.engine.interleave import Conversation, Library, interleave
+from msa_jax.engine.interleave import interleave
 from msa_jax.engine.loading import LoadedModel, fingerprint, load_model
 from msa_jax.engine.look import Look
 from msa_jax.engine.names import NameTable
@@ -333,7 +334,7 @@ class Engine:
 
     def _find(
         self, questions: Sequence[str], filters: Mapping[str, Any] | None, looks: int | None
-    ) -> Callable[[Sequence[int], Sequence[Listing]], list[Listing]] | None:
+    ) -> Find | None:
         """What makes one ranking for some of these questions, by index, of what routers list.
 
         The search by words starts at once, beside the routers. None if the model has no such
@@ -358,7 +359,7 @@ class Engine:
         memory: Memory,
         questions: Sequence[str],
         num_documents: int,
-        find: Callable[[Sequence[int], Sequence[Listing]], list[Listing]] | None,
+        find: Find | None,
     ) -> list[list[Found]]:
         builder = self.loaded.builder
         prompts = [token_block(builder, builder.prompt(question)) for question in questions]

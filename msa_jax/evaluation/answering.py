@@ -6,20 +6,27 @@ All of them answer the same questions with the same model, greedily, and are mea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from msa_jax.data.templates import PromptBuilder
+from msa_jax.engine.conversation import Conversation, Find
 from msa_jax.engine.generate import Generator
-from msa_jax.engine.interleave import Conversation
 from msa_jax.evaluation import qa, reading
 from msa_jax.evaluation.memories import Memories
 from msa_jax.evaluation.results import Results, columns
 from msa_jax.evaluation.retrieval import EncodedMemory
-from msa_jax.evaluation.suite_config import ANSWERS, FULL_ATTENTION, MSA, SuiteConfig
+from msa_jax.evaluation.suite_config import (
+    ANSWERS,
+    FULL_ATTENTION,
+    LOOK_ANSWERS,
+    MSA,
+    SuiteConfig,
+)
 from msa_jax.typing import Int
 
 # Measures of a conversation, and what to keep of it.
@@ -60,9 +67,21 @@ class Answering:
         return [x for x in qa.CONTROLS if self.missing(set_name, 0, f"{MSA} {x}")]
 
     def over_memory(
-        self, generator: Generator, memory: EncodedMemory, sizes: Sequence[int]
+        self,
+        generator: Generator,
+        memory: EncodedMemory,
+        sizes: Sequence[int],
+        find: Callable[[str, int, Sequence[int]], Find],
     ) -> None:
-        """Memory Interleave: the controls, and the memories of these sizes, by index."""
+        """Memory Interleave: the controls, and the memories of these sizes, by index.
+
+        Args:
+            generator: the model.
+            memory: that holds the memories of these sizes.
+            sizes: by index.
+            find: what `Library.find` takes, of a set, a size and some questions, for answers that
+                rest on one ranking of several.
+        """
         config = self.config
         reader = qa.Reader(
             generator, memory, config.interleave, config.max_answer_tokens, config.answer_batch_size
@@ -70,14 +89,16 @@ class Answering:
         for name, memories in self.sets.items():
             asked = [(control, 0, f"{MSA} {control}") for control in self.controls(name)]
             asked += [
-                (size, config.memory_tokens[size], ANSWERS)
-                for size in self.sizes(name, ANSWERS)
+                (size, config.memory_tokens[size], system)
+                for system in (ANSWERS, LOOK_ANSWERS)
+                for size in self.sizes(name, system)
                 if size in sizes
             ]
             for size, memory_tokens, system in asked:
                 count = self.missing(name, memory_tokens, system)
+                finding = partial(find, name, size) if system == LOOK_ANSWERS else None
                 with _bar(system, name, memory_tokens, count) as bar:
-                    conversations = reader.ask(memories, size, count, bar.update)
+                    conversations = reader.ask(memories, size, count, bar.update, finding)
                 measured = (
                     qa.answer_measures(memories, memory, question, conversation)
                     for question, conversation in enumerate(conversations)

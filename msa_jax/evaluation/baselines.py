@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from msa_jax.config import ConfigError
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.fusion import LISTED, Listing
 from msa_jax.evaluation.corpus import Corpus
 from msa_jax.evaluation.memories import Memories, first_sizes
 from msa_jax.evaluation.minilm import SentenceEncoder
-from msa_jax.evaluation.retrieval import DEPTH
 from msa_jax.typing import Array, Float, Int
 
-# Ranking of every question and size, as one iterates over them.
-Rankings = Iterator[tuple[int, list[Int[np.ndarray, " n"]]]]
+# The best parts of every question and size with their scores, as one iterates over them.
+Rankings = Iterator[tuple[int, list[Listing]]]
 _TEXTS_AT_ONCE = 16_384
 
 
@@ -49,7 +49,7 @@ class BM25:
         self._index.index(tokens, show_progress=True)
 
     def rank(self, memories: Memories, sizes: Sequence[int]) -> Rankings:
-        """Yields each question and its rankings at each size (by index), at most `DEPTH` parts.
+        """Yields each question and its listings at each size (by index), at most `LISTED` parts.
 
         Parts that have no word of the question are not ranked.
         """
@@ -76,7 +76,7 @@ class Dense:
             self._embeddings = encoder.encode(tokens, bar.update)
 
     def rank(self, memories: Memories, sizes: Sequence[int], batch_size: int = 64) -> Rankings:
-        """Yields each question and its rankings at each size (by index), `DEPTH` parts."""
+        """Yields each question and its listings at each size (by index), `LISTED` parts."""
         texts = [question.question for question in memories.questions]
         queries = self._encoder.encode(self._encoder.tokenize(texts))
         places = memories.places(np.arange(len(self._corpus))).on_device()
@@ -87,7 +87,8 @@ class Dense:
             scores, parts = jax.device_get(found)
             for row, question in enumerate(some[: len(texts) - start].tolist()):
                 listed = scores[:, row] > -np.inf
-                yield question, [x[ok] for x, ok in zip(parts[:, row], listed, strict=True)]
+                own = zip(parts[:, row], scores[:, row], listed, strict=True)
+                yield question, [Listing(x[ok], y[ok]) for x, y, ok in own]
 
 
 def _all_texts(corpus: Corpus, tokenizer: Tokenizer, what: str) -> Iterator[str]:
@@ -101,16 +102,17 @@ def _first_sizes(memories, places, sizes, questions) -> Int[Array, "B places"]:
 
 def _best_of_sizes(
     scores: Float[np.ndarray, " n"], first: Int[np.ndarray, " n"], num_sizes: int
-) -> list[Int[np.ndarray, " k"]]:
+) -> list[Listing]:
     """The best parts of each memory, ties to the first; those that score nothing are left out."""
     (parts,) = np.nonzero((scores > 0) & (first < num_sizes))
     rankings = []
     for size in range(num_sizes):
         inside = parts[first[parts] <= size]
-        if len(inside) > DEPTH:
-            least = -np.partition(-scores[inside], DEPTH - 1)[DEPTH - 1]
+        if len(inside) > LISTED:
+            least = -np.partition(-scores[inside], LISTED - 1)[LISTED - 1]
             inside = inside[scores[inside] >= least]
-        rankings.append(inside[np.argsort(-scores[inside], kind="stable")][:DEPTH])
+        best = inside[np.argsort(-scores[inside], kind="stable")][:LISTED]
+        rankings.append(Listing(best, scores[best]))
     return rankings
 
 
@@ -125,6 +127,6 @@ def _nearest(
 
     def of_size(size):
         inside = jnp.where(first <= size, scores, -jnp.inf)
-        return jax.lax.top_k(inside, min(DEPTH, scores.shape[1]))
+        return jax.lax.top_k(inside, min(LISTED, scores.shape[1]))
 
     return jax.lax.map(of_size, jnp.arange(num_sizes))

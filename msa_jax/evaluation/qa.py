@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from msa_jax.engine.conversation import Conversation, Find, Library, Round
 from msa_jax.engine.generate import Generator
-from msa_jax.engine.interleave import Conversation, InterleaveConfig, Library, Round, interleave
+from msa_jax.engine.interleave import InterleaveConfig, interleave
 from msa_jax.engine.ranking import LISTED, fuse_rankings, rank_documents
 from msa_jax.engine.sampling import SamplingConfig
 from msa_jax.evaluation import metrics
@@ -46,6 +47,7 @@ class Reader:
         size: int | str,
         count: int,
         on_batch: Callable[[int], None] = lambda questions: None,
+        find: Callable[[Sequence[int]], Find] | None = None,
     ) -> list[Conversation]:
         """Conversations on the first `count` questions of a set.
 
@@ -54,6 +56,7 @@ class Reader:
             size: of memory, by index; or one of `CONTROLS`.
             count: of questions.
             on_batch: called with the number of questions of each batch.
+            find: what `Library.find` takes, of some questions; None if the routers rank alone.
         """
         conversations: list[Conversation] = []
         count = min(count, len(memories.questions))
@@ -68,7 +71,12 @@ class Reader:
             conversations += interleave(
                 self.generator,
                 self.memory.loaded.builder,
-                Library(memory, self.memory.bank.ids, self._originals),
+                Library(
+                    memory,
+                    self.memory.bank.ids,
+                    self._originals,
+                    find=None if find is None else find(some),
+                ),
                 [memories.questions[question].question for question in some],
                 self.config,
                 SamplingConfig(max_tokens=self.max_tokens),

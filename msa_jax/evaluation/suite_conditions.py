@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from msa_jax.checkpoint import look
 from msa_jax.config import ConfigError
 from msa_jax.data.templates import PromptBuilder
+from msa_jax.engine import fusion
 from msa_jax.engine.loading import LoadedModel
 from msa_jax.evaluation import minilm
 from msa_jax.evaluation.conditions import Conditions, digest_files, model_conditions
@@ -19,12 +22,17 @@ from msa_jax.evaluation.suite_config import (
     ANSWERING,
     ANSWERS,
     BM25_ANSWERS,
+    BM25_LOOK,
     BM25_SYSTEM,
     CHANCE,
     DENSE,
     DENSE_ANSWERS,
+    DENSE_LOOK,
     FULL_ATTENTION,
+    LOOK_ANSWERS,
     MSA,
+    MSA_LOOK,
+    MSA_WORDS,
     SuiteConfig,
 )
 
@@ -106,6 +114,12 @@ def _memory(config: SuiteConfig, loaded: LoadedModel) -> dict[str, Any]:
     return memory_conditions(config, loaded)
 
 
+def _finding(_, loaded: LoadedModel) -> dict[str, Any]:
+    folder = Path(loaded.source)
+    files = (folder / look.FILE, folder / fusion.FILE)
+    return {x.name: digest_files(str(x)) if x.is_file() else None for x in files}
+
+
 def _interleave(config: SuiteConfig, _) -> dict[str, Any]:
     return interleave_conditions(config.interleave)
 
@@ -137,6 +151,11 @@ _DEPENDS_ON: dict[str, tuple[Callable[[SuiteConfig, LoadedModel | None], dict[st
     BM25_SYSTEM: (),
     DENSE: (_dense,),
     MSA: (_model, _memory),
+    MSA_WORDS: (_model, _memory, _finding),
+    MSA_LOOK: (_model, _memory, _finding),
+    BM25_LOOK: (_model, _finding),
+    DENSE_LOOK: (_dense, _model, _finding),
+    LOOK_ANSWERS: (*_ANSWERS, _finding),
     ANSWERS: _ANSWERS,
     f"{MSA} {NO_MEMORY}": _ANSWERS,
     f"{MSA} {ORACLE}": _ANSWERS,

@@ -16,10 +16,19 @@ from msa_jax.evaluation.run_config import RunConfig
 from msa_jax.fields import Count, CountOrZero, OneOf, Seed, check_fields
 
 CHANCE, BM25_SYSTEM, DENSE, MSA, ANSWERS = "chance", "bm25", "dense", "msa", "msa answers"
+# One ranking of several: of routers and words, with the second look at it, and the look at what
+# others found.
+MSA_WORDS, MSA_LOOK = "msa + words", "msa + words + look"
+BM25_LOOK, DENSE_LOOK = "bm25 + look", "dense + look"
+FUSED = (MSA_WORDS, MSA_LOOK, BM25_LOOK, DENSE_LOOK)
+# Answers that rest on the best of these rankings.
+LOOK_ANSWERS = f"{MSA_LOOK} answers"
 # Retrieve-then-read, and all documents in the context.
 BM25_ANSWERS, DENSE_ANSWERS, FULL_ATTENTION = "bm25 answers", "dense answers", "full attention"
-ANSWERING = (ANSWERS, BM25_ANSWERS, DENSE_ANSWERS, FULL_ATTENTION)
-SYSTEMS = (CHANCE, BM25_SYSTEM, DENSE, MSA, *ANSWERING)
+ANSWERING = (ANSWERS, LOOK_ANSWERS, BM25_ANSWERS, DENSE_ANSWERS, FULL_ATTENTION)
+SYSTEMS = (CHANCE, BM25_SYSTEM, DENSE, MSA, *FUSED, *ANSWERING)
+# What any model can be measured by.
+UNFUSED = tuple(x for x in SYSTEMS if x not in (*FUSED, LOOK_ANSWERS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +67,7 @@ class SuiteConfig(RunConfig):
         distractors: pools to draw from when those of the question are exhausted, in this order.
         answer_memory_tokens: those of `memory_tokens` at which questions are answered, if any
             system answers.
-        systems: of `SYSTEMS`, what to measure.
+        systems: of `SYSTEMS`, what to measure; by default those that need no second look.
         answer_batch_size: questions answered at once.
         max_answer_tokens: of the longest answer.
         context_tokens: of the backbone's context, prompt and answer together: what full attention
@@ -73,7 +82,7 @@ class SuiteConfig(RunConfig):
     corpus: CorpusConfig = dataclasses.field(metadata={"config": CorpusConfig})
     distractors: tuple[tuple[str, ...], ...] = ()
     answer_memory_tokens: tuple[Count, ...] = ()
-    systems: tuple[str, ...] = SYSTEMS
+    systems: tuple[str, ...] = UNFUSED
     answer_batch_size: Count = 64
     max_answer_tokens: Count = 32
     context_tokens: Count = 8192

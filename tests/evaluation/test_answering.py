@@ -11,6 +11,7 @@ from msa_jax.config import MemoryConfig
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.text_format import Naming
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.fusion import Listing
 from msa_jax.engine.loading import LoadedModel
 from msa_jax.evaluation.answering import Answering
 from msa_jax.evaluation.run_config import RunConfig
@@ -87,7 +88,13 @@ class Retriever:
     def rank(self, memories, sizes):
         self.asked.append(list(sizes))
         for question, own in enumerate(memories.own):
-            yield question, [np.concatenate([own, [size]]) for size in sizes]
+            yield (
+                question,
+                [
+                    Listing(np.concatenate([own, [size]]), -np.arange(len(own) + 1.0))
+                    for size in sizes
+                ],
+            )
 
 
 def test_a_ranking_is_made_once_for_all_sizes_and_for_its_reader(suite, monkeypatch):

@@ -11,11 +11,11 @@ from msa_jax.config import MemoryConfig
 from msa_jax.data.records import read_questions
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
+from msa_jax.engine.fusion import LISTED
 from msa_jax.evaluation import baselines
 from msa_jax.evaluation.baselines import BM25, Dense
 from msa_jax.evaluation.corpus import CorpusConfig, load_corpus
 from msa_jax.evaluation.memories import Memories
-from msa_jax.evaluation.retrieval import DEPTH
 from tests.evaluation import small_suite
 
 
@@ -40,10 +40,11 @@ def check(memories, rankings) -> None:
     seen = []
     for question, by_size in rankings:
         seen.append(question)
-        for size, ranking in enumerate(by_size):
+        for size, (ranking, scores) in enumerate(by_size):
+            assert (np.diff(scores) <= 0).all() and len(scores) == len(ranking)
             own = memories.documents[question]
             assert set(memories.corpus.document[ranking[: len(own)]]) == set(own)
-            assert len(ranking) <= min(DEPTH, memories.num_parts[question, size])
+            assert len(ranking) <= min(LISTED, memories.num_parts[question, size])
             assert len(set(ranking.tolist())) == len(ranking)
             pools = np.array(memories.corpus.pools)[memories.corpus.pool[ranking]]
             assert size or set(pools) == {"zoo"}, "the smallest memory has no others"
