@@ -165,7 +165,7 @@ def test_filters_that_leave_no_question_are_refused(source):
         ({"hops": "guess"}, "hops must be one of given, infer"),
         ({"documents": ()}, "documents must name a JSON Lines file"),
         ({"queries": "chains"}, "questions must be left out where queries is 'chains'"),
-        ({"queries_per_document": 0}, "queries_per_document must be a whole number"),
+        ({"queries_per_document": 0}, "queries_per_document must be a positive whole number"),
     ],
 )
 def test_unusable_sources_are_refused(fields, message):
