@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
+from msa_jax import lfs
 from msa_jax.errors import RecordError
 
 _OPENERS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -110,6 +111,8 @@ def decoded(content: bytes, where: str, is_start: bool = True) -> str:
         RecordError: for another encoding, UTF-16 without a mark included, or a binary file.
     """
     if is_start:
+        if content.startswith(lfs.POINTER):
+            raise RecordError(f"{where}: {lfs.ADVICE}.")
         for magic, suffix in _MAGIC.items():
             if content.startswith(magic):
                 raise RecordError(f"{where}: is compressed; give it a name that ends in {suffix}.")

@@ -95,25 +95,33 @@ class Tokenizer:
 
         Templates write a marker with its special token, or with ordinary tokens where it is none.
         Text that spells it would become the same ordinary tokens, and with some tokenizers even
-        the special one; here it is encoded character by character.
+        the special one; here it is encoded character by character, and with spaces between these
+        where that is how the tokenizer writes the marker, too.
 
         Raises:
-            ConfigError: if a marker written that way has the same tokens.
+            ConfigError: if the tokens are the same all the same.
         """
-        guards = {}
-        for marker in dict.fromkeys(markers):
+        written = {}
+        for marker in markers:
             special = self._specials.get(marker)
-            (written,) = self._tokenize([marker]) if special is None else [_ids([special])]
-            guards[marker] = _Guard(written, np.concatenate(self._tokenize(list(marker))))
-        for marker, guard in guards.items():
-            if any(len(_places(guard.apart, other.written)) for other in guards.values()):
+            (tokens,) = self._tokenize([marker]) if special is None else [_ids([special])]
+            written[marker] = tokens
+        guards = []
+        for marker, tokens in written.items():
+            spellings = (self._tokenize(list(x)) for x in (marker, " ".join(marker)))
+            apart = next(
+                (x for x in map(np.concatenate, spellings) if not _holds_any(x, written.values())),
+                None,
+            )
+            if apart is None:
                 raise ConfigError(
                     f"{self.name} has no tokens for {marker!r} that a document could not spell, "
                     "too; make it a special token of the tokenizer."
                 )
+            guards.append(_Guard(tokens, apart))
         guarded = copy.copy(self)
-        guarded._guards = list(guards.values())
-        guarded._set_units({m: guard.written for m, guard in guards.items()} | self._units)
+        guarded._guards = guards
+        guarded._set_units(written | self._units)
         return guarded
 
     def encode(self, text: str) -> np.ndarray:
@@ -220,6 +228,10 @@ class _Guard(NamedTuple):
             pieces += [ids[end:start], self.apart]
             end = start + len(self.written)
         return np.concatenate([*pieces, ids[end:]])
+
+
+def _holds_any(ids: np.ndarray, sequences: Iterable[np.ndarray]) -> bool:
+    return any(len(_places(ids, wanted)) for wanted in sequences)
 
 
 def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -48,6 +48,11 @@ def unigram(*specials):
     return made(models.Unigram(pieces, unk_id=0), *specials, normalizer=normalizers.NFKC())
 
 
+def characters():
+    """Writes markers, and all else, character by character."""
+    return made(models.BPE(vocab={x: i for i, x in enumerate(CHARACTERS)}, merges=[]))
+
+
 def words(*specials):
     vocabulary = {x: i for i, x in enumerate(["[UNK]", *CHARACTERS, *MARKERS])}
     model = models.WordLevel(vocabulary, unk_token="[UNK]")
@@ -56,7 +61,16 @@ def words(*specials):
 
 @pytest.fixture(
     scope="module",
-    params=["docs-4k", "no retrieve", "none", "unigram", "unigram none", "words", "small"],
+    params=[
+        "docs-4k",
+        "no retrieve",
+        "none",
+        "unigram",
+        "unigram none",
+        "words",
+        "characters",
+        "small",
+    ],
 )
 def tokenizer_of(request, tokenizer):
     packaged = Tokenizer.load("docs-4k").specification
@@ -67,6 +81,7 @@ def tokenizer_of(request, tokenizer):
         "unigram": lambda: unigram(*MARKERS),
         "unigram none": unigram,
         "words": lambda: words(*MARKERS),
+        "characters": characters,
         "small": lambda: tokenizer,
     }[request.param]()
 
@@ -141,7 +156,7 @@ def test_text_with_markers_reads_as_it_was(tokenizer):
 
 
 def test_a_tokenizer_that_cannot_keep_a_marker_apart_is_refused():
-    characters = {x: i for i, x in enumerate(CHARACTERS)}
+    characters = {x: i for i, x in enumerate(CHARACTERS) if x != " "}
     lacking = made(models.BPE(vocab=characters, merges=[]))
     with pytest.raises(ConfigError, match=r"no tokens for '<\|im_start\|>' that a document could"):
         PromptBuilder(Template(), lacking, MemoryConfig())

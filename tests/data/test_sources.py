@@ -191,3 +191,10 @@ def test_every_text_file_is_a_document_or_an_error(tmp_path_factory, contents):
         assert str(folder) in str(error) and any("\0" in text for text in written.values())
     else:
         assert {x.id: x.text for x in documents} == written
+
+
+@pytest.mark.parametrize("name", ["docs.jsonl", "a.txt"])
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(RecordError, match=rf"{name}.*: it is a Git LFS pointer.*git lfs pull"):
+        list(open_source(tmp_path / name))
