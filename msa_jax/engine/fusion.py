@@ -3,7 +3,7 @@
 Every source lists documents with scores on a scale of its own. A linear model of these scores,
 against the spread of their list, and of the ranks makes one score of them; a logistic model of that
 score and of what competes with it makes a probability, which means the same over small and large
-memories. Both are fitted on questions that the routers were not trained on (`fit_fusion`), and are
+memories. Both are fitted on questions that the routers were not trained on, and are
 kept with the weights as `ranking.json`.
 """
 
