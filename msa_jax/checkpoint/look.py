@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from msa_jax import lfs
 from msa_jax.checkpoint.key_map import parameter_shapes
@@ -37,7 +37,7 @@ def save_look(folder: str | Path, look: LookParams) -> None:
     tensors |= {name: np.asarray(x, np.float32) for name, x in head.items()}
     path = Path(folder) / FILE
     temporary = path.with_name(f".{FILE}.tmp")
-    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, temporary)
+    temporary.write_bytes(save({name: np.ascontiguousarray(x) for name, x in tensors.items()}))
     os.replace(temporary, path)
 
 

@@ -14,7 +14,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,12 @@ from msa_jax.engine.answers import Answer, AskConfig, Found, found
 from msa_jax.engine.attribution import Attribution, attribute
 from msa_jax.engine.conversation import Conversation, Find, Library
 from msa_jax.engine.encode import Encoder
-from msa_jax.engine.finding import Finder, default_looks
+from msa_jax.engine.finding import Finding
 from msa_jax.engine.fusion import Listing
 from msa_jax.engine.generate import Generator
 from msa_jax.engine.ingest import Counts, Ingestor, create_bank, new_layout, part_text
 from msa_jax.engine.interleave import interleave
 from msa_jax.engine.loading import LoadedModel, fingerprint, load_model
-from msa_jax.engine.look import Look
 from msa_jax.engine.names import NameTable
 from msa_jax.engine.ranking import LISTED, rank_documents
 from msa_jax.memory.bank import Bank
@@ -86,9 +84,7 @@ class Engine:
         self._ingestor = Ingestor(self.loaded, Encoder(model, params, store.layout, mesh), store)
         self._compaction = BackgroundCompaction(store)
         self._names: NameTable | None = None
-        # The unstacked copy would be compiled layer by layer, for every length of a look.
-        self._look = _look(loaded, mesh)
-        self._background = ThreadPoolExecutor(1, "words")
+        self._finding = Finding(loaded, store, self._originals, mesh)
 
     @classmethod
     def create(
@@ -174,7 +170,7 @@ class Engine:
     def close(self) -> None:
         """Closes the bank, after a compaction that may be under way."""
         self._compaction.wait()
-        self._background.shutdown()
+        self._finding.close()
         self.store.close()
 
     def __enter__(self) -> Engine:
@@ -215,7 +211,7 @@ class Engine:
             return []
         start = time.perf_counter()
         self.bank.refresh()
-        find = self._find(questions, config.filters, config.looks)
+        find = self._finding.start(questions, config.filters, config.looks)
         library = self._library(config)
         seconds = {"refresh": time.perf_counter() - start}
         answers: dict[int, Answer] = {}
@@ -248,7 +244,11 @@ class Engine:
         return [answers[i] for i in range(len(questions))]
 
     def retrieve(
-        self, question: str, num_documents: int = 16, filters: Mapping[str, Any] | None = None
+        self,
+        question: str,
+        num_documents: int = 16,
+        filters: Mapping[str, Any] | None = None,
+        looks: int | None = None,
     ) -> list[Found]:
         """The best documents for a question, best first, without generating.
 
@@ -256,9 +256,10 @@ class Engine:
             question: in words.
             num_documents: how many.
             filters: as in `AskConfig`.
+            looks: as in `AskConfig`.
         """
         self.bank.refresh()
-        find = self._find([question], filters, looks=None)
+        find = self._finding.start([question], filters, looks)
         return self._rank(self._memory(filters), [question], num_documents, find)[0]
 
     def attribute(self, answer: Answer, config: AskConfig = _AS_USUAL) -> Attribution:
@@ -332,28 +333,6 @@ class Engine:
                 raise
             return self._passages(np.array(ids)[is_live].tolist())
 
-    def _find(
-        self, questions: Sequence[str], filters: Mapping[str, Any] | None, looks: int | None
-    ) -> Find | None:
-        """What makes one ranking for some of these questions, by index, of what routers list.
-
-        The search by words starts at once, beside the routers. None if the model has no such
-        ranking.
-        """
-        if self.loaded.fusion is None:
-            return None
-        allowed = None if filters is None else self.store.select(filters)
-        words = self._background.submit(self.store.words.search, questions, LISTED, allowed)
-        looks = default_looks() if looks is None else looks
-        finder = Finder(self.loaded.fusion, self._look, self._originals, looks)
-
-        def find(rows: Sequence[int], routers: Sequence[Listing]) -> list[Listing]:
-            found = words.result()
-            own = [Listing(*found[row]) for row in rows]
-            return finder.find([questions[row] for row in rows], routers, own)
-
-        return find
-
     def _rank(
         self,
         memory: Memory,
@@ -406,9 +385,3 @@ class Engine:
             tokens=conversation.answer_tokens,
             seconds={**seconds, **conversation.seconds},
         )
-
-
-def _look(loaded: LoadedModel, mesh: Mesh | None) -> Look | None:
-    if loaded.look is None:
-        return None
-    return Look(loaded.model, loaded.params, loaded.look, loaded.builder, mesh)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from msa_jax.engine.conversation import Find
 from msa_jax.engine.fusion import Fusion, Listing
+from msa_jax.engine.loading import LoadedModel
 from msa_jax.engine.look import Look
+from msa_jax.engine.ranking import LISTED
+from msa_jax.memory.store import Store
 
 # All candidates on an accelerator, where a look takes a fraction of a millisecond; on two CPU cores
 # it takes some tenths of a second.
@@ -63,3 +70,59 @@ class Finder:
             self.fusion.ranking(*own)
             for own in zip(candidates, logits, routers, words, strict=True)
         ]
+
+
+class Finding:
+    """What a model with one ranking finds in a bank; nothing for a model without."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        store: Store,
+        texts: Callable[[Sequence[int]], Sequence[np.ndarray]],
+        mesh: Mesh | None = None,
+    ):
+        """Takes a model and a bank.
+
+        Args:
+            loaded: the model, with stacked layers: a loop compiles fast for every length of a look.
+            store: the bank.
+            texts: text tokens of the parts with these ids.
+            mesh: devices that the parameters are placed on; None for one device.
+        """
+        self._fusion, self._store, self._texts = loaded.fusion, store, texts
+        self._look = None
+        if None not in (loaded.look, loaded.fusion):
+            self._look = Look(loaded.model, loaded.params, loaded.look, loaded.builder, mesh)
+        self._background = ThreadPoolExecutor(1, "words")
+
+    def start(
+        self, questions: Sequence[str], filters: Mapping[str, Any] | None, looks: int | None
+    ) -> Find | None:
+        """Starts the search by words, beside whatever the caller does next.
+
+        Args:
+            questions: in words.
+            filters: as in `AskConfig`.
+            looks: as in `AskConfig`.
+
+        Returns:
+            What ranks documents for some of the questions; None if the routers rank alone.
+        """
+        if self._fusion is None:
+            return None
+        allowed = None if filters is None else self._store.select(filters)
+        words = self._background.submit(self._store.words.search, questions, LISTED, allowed)
+        looks = default_looks() if looks is None else looks
+        finder = Finder(self._fusion, self._look, self._texts, looks)
+
+        def find(rows: Sequence[int], routers: Sequence[Listing]) -> list[Listing]:
+            found = words.result()
+            own = [Listing(*found[row]) for row in rows]
+            return finder.find([questions[row] for row in rows], routers, own)
+
+        return find
+
+    def close(self) -> None:
+        """Waits for a search that may be under way."""
+        self._background.shutdown()

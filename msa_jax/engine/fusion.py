@@ -19,12 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from msa_jax.config import ConfigError
+from msa_jax.engine.ranking import LISTED
 from msa_jax.fields import Number, check_fields
 from msa_jax.typing import Float, Int
 
 FILE = "ranking.json"
-# Documents of a list that count; one that it does not have has the rank after its last.
-LISTED = 64
 # Of each list, the first documents are candidates.
 _CANDIDATES = 32
 # A score that competes with nothing.

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from msa_jax.config import ConfigError
 from msa_jax.data.tokenizer import Tokenizer
-from msa_jax.engine.fusion import LISTED, Listing
+from msa_jax.engine.fusion import Listing
+from msa_jax.engine.ranking import LISTED
 from msa_jax.evaluation.corpus import Corpus
 from msa_jax.evaluation.memories import Memories, first_sizes
 from msa_jax.evaluation.minilm import SentenceEncoder

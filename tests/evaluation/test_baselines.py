@@ -11,7 +11,7 @@ from msa_jax.config import MemoryConfig
 from msa_jax.data.records import read_questions
 from msa_jax.data.templates import TEMPLATES, PromptBuilder
 from msa_jax.data.tokenizer import Tokenizer
-from msa_jax.engine.fusion import LISTED
+from msa_jax.engine.ranking import LISTED
 from msa_jax.evaluation import baselines
 from msa_jax.evaluation.baselines import BM25, Dense
 from msa_jax.evaluation.corpus import CorpusConfig, load_corpus
