@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from msa_jax.engine.conversation import Find
-from msa_jax.engine.fusion import Fusion, Listing
+from msa_jax.engine.fusion import Evidence, Fusion, Listing
 from msa_jax.engine.loading import LoadedModel
 from msa_jax.engine.look import Look
 from msa_jax.engine.ranking import LISTED
@@ -47,7 +47,13 @@ class Finder:
     def find(
         self, questions: Sequence[str], routers: Sequence[Listing], words: Sequence[Listing]
     ) -> list[Listing]:
-        """Ranks documents for each question, with probabilities.
+        """Ranks documents for each question, with probabilities; takes what `gather` takes."""
+        return [self.fusion.ranking(own) for own in self.gather(questions, routers, words)]
+
+    def gather(
+        self, questions: Sequence[str], routers: Sequence[Listing], words: Sequence[Listing]
+    ) -> list[Evidence]:
+        """Chooses candidates for each question and looks at the best of them.
 
         Args:
             questions: in words.
@@ -57,7 +63,7 @@ class Finder:
         candidates = [self.fusion.candidates(*own) for own in zip(routers, words, strict=True)]
         if self.look is None or not self.looks:
             return candidates
-        looked = [listing.ids[: self.looks].tolist() for listing in candidates]
+        looked = [one.ids[: self.looks].tolist() for one in candidates]
         wanted = list(dict.fromkeys(document for ids in looked for document in ids))
         text_of = dict(zip(wanted, self.texts(wanted), strict=True)) if wanted else {}
         pairs = [
@@ -66,10 +72,7 @@ class Finder:
             for document in ids
         ]
         logits = np.split(self.look.logits(pairs), np.cumsum([len(ids) for ids in looked])[:-1])
-        return [
-            self.fusion.ranking(*own)
-            for own in zip(candidates, logits, routers, words, strict=True)
-        ]
+        return [one._replace(logits=own) for one, own in zip(candidates, logits, strict=True)]
 
 
 class Finding:

@@ -42,6 +42,20 @@ class Listing(NamedTuple):
     scores: Float[np.ndarray, " n"]
 
 
+class Evidence(NamedTuple):
+    """What the sources say of the candidates of a question.
+
+    Attributes:
+        ids: of the candidates, the best by routers and words first.
+        features: what the lists say of each (`list_features`).
+        logits: of the look at the first of them; fewer than candidates if not all were looked at.
+    """
+
+    ids: Int[np.ndarray, " n"]
+    features: Float[np.ndarray, "n 4"]
+    logits: Float[np.ndarray, " looked"]
+
+
 EMPTY = Listing(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
@@ -86,37 +100,29 @@ class Fusion:
     listed: Weights
     looked: Weights
 
-    def candidates(self, routers: Listing, words: Listing) -> Listing:
-        """The best documents of two lists with their probabilities, best first."""
+    def candidates(self, routers: Listing, words: Listing) -> Evidence:
+        """The best documents of two lists, best first, before a look at any of them."""
         best = [*routers.ids[:_CANDIDATES].tolist(), *words.ids[:_CANDIDATES].tolist()]
         ids = np.array(list(dict.fromkeys(best)), np.int64)
-        scores = list_features(ids, routers, words) @ _factors(self.listed)
-        return _ranked(ids, scores, self.listed)
-
-    def ranking(
-        self,
-        candidates: Listing,
-        logits: Float[np.ndarray, " n"],
-        routers: Listing,
-        words: Listing,
-    ) -> Listing:
-        """Documents with their probabilities after a look at the first of them, best first.
-
-        Args:
-            candidates: as the method of that name returns them.
-            logits: of the look at the first n candidates; those after them keep their order, and
-                are no more probable than the last that was looked at.
-            routers: what the routers listed.
-            words: what was found by words.
-        """
-        ids = candidates.ids[: len(logits)]
         features = list_features(ids, routers, words)
-        scores = features @ _factors(self.looked) + self.looked.look * logits
-        looked = _ranked(ids, scores, self.looked)
-        rest = candidates.scores[len(logits) :]
-        lowest = looked.scores[-1] if len(ids) else 1.0
+        order = np.argsort(-features @ _factors(self.listed), kind="stable")
+        return Evidence(ids[order], features[order], np.zeros(0, np.float32))
+
+    def ranking(self, evidence: Evidence) -> Listing:
+        """Documents with their probabilities, best first.
+
+        Those that were not looked at keep their order, after all that were, and are no more
+        probable than the last of these.
+        """
+        ids, features, logits = evidence
+        count = len(logits)
+        scores = features[:count] @ _factors(self.looked) + self.looked.look * logits
+        looked = _ranked(ids[:count], scores, self.looked)
+        listed = _ranked(ids, features @ _factors(self.listed), self.listed)
+        rest = listed.scores[count:]
+        lowest = looked.scores[-1] if count else 1.0
         return Listing(
-            np.concatenate([looked.ids, candidates.ids[len(logits) :]]),
+            np.concatenate([looked.ids, ids[count:]]),
             np.concatenate([looked.scores, np.minimum(rest, lowest)]),
         )
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from msa_jax.engine.conversation import Find
 from msa_jax.engine.finding import Finder
-from msa_jax.engine.fusion import EMPTY, Listing
+from msa_jax.engine.fusion import EMPTY, Evidence, Listing
 from msa_jax.engine.loading import LoadedModel
 from msa_jax.engine.look import Look
 from msa_jax.evaluation.corpus import Corpus
@@ -42,14 +42,14 @@ class SuiteFinder:
     def _look(self) -> Look:
         return Look(self.loaded.model, self.params, self.loaded.look, self.loaded.builder)
 
-    def find(
+    def gather(
         self,
         questions: Sequence[str],
         routers: Sequence[Listing] | None,
         words: Sequence[Listing] | None,
         look: bool,
-    ) -> list[Listing]:
-        """Ranks parts for each question.
+    ) -> list[Evidence]:
+        """What the sources say of the parts that are candidates for each question.
 
         Args:
             questions: in words.
@@ -62,10 +62,10 @@ class SuiteFinder:
         finder = Finder(self.loaded.fusion, looked[0], self._texts, looked[1])
         nothing = [EMPTY] * len(questions)
         lists = (questions, routers or nothing, words or nothing)
-        found: list[Listing] = []
+        found: list[Evidence] = []
         starts = range(0, len(questions), _AT_ONCE)
         for start in tqdm(starts, "look" if look else "fuse", unit="batch", leave=False):
-            found += finder.find(*(own[start : start + _AT_ONCE] for own in lists))
+            found += finder.gather(*(own[start : start + _AT_ONCE] for own in lists))
         return found
 
     def over_ids(
@@ -81,15 +81,34 @@ class SuiteFinder:
 
         def find(rows: Sequence[int], routers: Sequence[Listing]) -> list[Listing]:
             some = [questions[row] for row in rows]
-            found = self.find(
+            evidence = self.gather(
                 [memories.questions[question].question for question in some],
                 [Listing(self.corpus.parts_called(own.ids), own.scores) for own in routers],
                 [words[question] for question in some],
                 look=True,
             )
+            found = map(self.loaded.fusion.ranking, evidence)
             return [Listing(self.corpus.ids[own.ids], own.scores) for own in found]
 
         return find
 
     def _texts(self, parts: Sequence[int]) -> list[np.ndarray]:
         return [self.corpus.text_tokens(part).astype(np.int32) for part in parts]
+
+
+def judged(
+    corpus: Corpus, evidence: Evidence, documents: Sequence[int]
+) -> dict[str, list[list[float]] | list[float] | list[bool] | int]:
+    """Evidence as a line of JSON, with which candidates are right (`msa_jax.engine.fitting`).
+
+    Args:
+        corpus: whose parts the candidates are.
+        evidence: of a question.
+        documents: its positives.
+    """
+    return {
+        "features": np.round(evidence.features, 4).tolist(),
+        "logits": np.round(evidence.logits.astype(float), 4).tolist(),
+        "right": np.isin(corpus.document[evidence.ids], documents).tolist(),
+        "positives": len(documents),
+    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from msa_jax.evaluation.answering import Answering
 from msa_jax.evaluation.baselines import BM25, Dense
 from msa_jax.evaluation.corpus import Corpus, load_corpus
 from msa_jax.evaluation.facts import Stopwatch
-from msa_jax.evaluation.finding import SuiteFinder
+from msa_jax.evaluation.finding import SuiteFinder, judged
 from msa_jax.evaluation.judging import grade_answers
 from msa_jax.evaluation.memories import Memories
 from msa_jax.evaluation.results import Results, columns
@@ -292,12 +293,21 @@ class Suite:
         """Measures one ranking of several."""
         questions = [question.question for question in self.sets[set_name].questions]
         with self._timed(system):
-            found = self.finder.find(questions, routers, words, look=system != MSA_WORDS)
+            evidence = self.finder.gather(questions, routers, words, look=system != MSA_WORDS)
+        found = [self.loaded.fusion.ranking(own) for own in evidence]
         sure = [
             {"probability of the first": float(own.scores[0]) if len(own.ids) else 0.0}
             for own in found
         ]
-        self._add_rankings(set_name, size, system, _best(found), sure)
+        # What `msa_jax.fit_ranking` reads.
+        kept = None
+        if system == MSA_LOOK:
+            documents = self.sets[set_name].documents
+            kept = [
+                judged(self.corpus, own, right)
+                for own, right in zip(evidence, documents, strict=True)
+            ]
+        self._add_rankings(set_name, size, system, _best(found), sure, kept)
 
     def _find(self, set_name: str, size: int, questions: Sequence[int]) -> Find:
         """What `Library.find` takes, of some questions of a set."""
@@ -327,6 +337,7 @@ class Suite:
         system: str,
         rankings: Sequence[np.ndarray],
         more: Sequence[Mapping[str, float]] | None = None,
+        kept: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         memories = self.sets[set_name]
         measures = [
@@ -336,8 +347,10 @@ class Suite:
         if more is not None:
             measures = [{**one, **other} for one, other in zip(measures, more, strict=True)]
         kept = [
-            {"question": question.id, "ranking": self.corpus.ids[ranking].tolist()}
-            for question, ranking in zip(memories.questions, rankings, strict=True)
+            {"question": question.id, "ranking": self.corpus.ids[ranking].tolist(), **own}
+            for question, ranking, own in zip(
+                memories.questions, rankings, kept or [{}] * len(rankings), strict=True
+            )
         ]
         self._add(set_name, size, system, measures, kept)
 

@@ -45,7 +45,8 @@ def test_a_ranking_has_every_candidate_once_and_probabilities_descend(
     candidates = FUSION.candidates(routers, words)
     expected = {*routers.ids.tolist(), *words.ids.tolist()}
     logits = np.array([random.uniform(-9, 9) for _ in candidates.ids[:looks]])
-    for found in (candidates, FUSION.ranking(candidates, logits, routers, words)):
+    looked = candidates._replace(logits=logits)
+    for found in (FUSION.ranking(candidates), FUSION.ranking(looked)):
         assert sorted(found.ids.tolist()) == sorted(expected)
         assert (np.diff(found.scores) <= 0).all()
         assert ((found.scores >= 0) & (found.scores <= 1)).all()
@@ -59,7 +60,7 @@ def test_a_look_decides_between_candidates():
     routers, words = listing(1, 2, 3), listing(1, 2, 3)
     candidates = FUSION.candidates(routers, words)
     assert candidates.ids.tolist() == [1, 2, 3]
-    found = FUSION.ranking(candidates, np.array([-8.0, -8.0, 8.0]), routers, words)
+    found = FUSION.ranking(candidates._replace(logits=np.array([-8.0, -8.0, 8.0])))
     assert found.ids.tolist() == [3, 1, 2]
     assert found.scores[0] > 0.9 > found.scores[1]
 
@@ -67,7 +68,7 @@ def test_a_look_decides_between_candidates():
 def test_what_was_not_looked_at_follows_in_its_order():
     routers = listing(*range(1, 9))
     candidates = FUSION.candidates(routers, EMPTY)
-    found = FUSION.ranking(candidates, np.array([-9.0, 5.0]), routers, EMPTY)
+    found = FUSION.ranking(candidates._replace(logits=np.array([-9.0, 5.0])))
     assert found.ids.tolist() == [2, 1, 3, 4, 5, 6, 7, 8]
     assert found.scores[2:].max() <= found.scores[1]
 
@@ -94,7 +95,7 @@ def test_the_best_rival_does_not_count_as_competition():
 
 
 def test_nothing_found_is_an_empty_ranking():
-    found = FUSION.ranking(FUSION.candidates(EMPTY, EMPTY), np.zeros(0), EMPTY, EMPTY)
+    found = FUSION.ranking(FUSION.candidates(EMPTY, EMPTY))
     assert len(found.ids) == len(found.scores) == 0
 
 
