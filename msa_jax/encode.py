@@ -91,7 +91,7 @@ _ESTIMATE = flags.DEFINE_bool(
 _MEMORY_TOKENS = define_number(
     "memory_tokens",
     None,
-    Annotated[int, Within(low=1, high=10**12)],
+    Annotated[int, Within(low=1, high=10**15)],
     "With --estimate and no documents: tokens of the memory.",
     FLAGS,
 )

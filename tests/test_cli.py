@@ -151,5 +151,5 @@ cli.run(main, flags.FlagValues())
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert (process.wait(timeout=30), process.stderr.read()) == (130, "")
+    assert (process.wait(timeout=120), process.stderr.read()) == (130, "")
     process.communicate()

@@ -24,7 +24,7 @@ LONG, LONGER = (
 DOCUMENTS = [
     *(Document(f"d{i}", f"Boat {i} sails.") for i in range(30)),
     Document("long", f"{LONG} The answer is amber. {LONGER}"),
-    Document("untold", f"{LONGER} {LONG}"),
+    Document("untold", f"{LONGER} {LONG}".replace("Page ", "Leaf ")),
 ]
 QUESTIONS = [
     Question("a", "Where is BOAT 1?", (), ("d1",), ("d2", "d3")),
@@ -85,7 +85,8 @@ def test_the_right_document_comes_first_or_not_at_all(dataset):
     found = list(lists_of(dataset, 40, row_tokens=(128,)))
     counts = dict.fromkeys(("where is", "which colour", "what goes on", "7 and 8"), 0)
     for texts, target in found:
-        assert target in (0, SHAPE.candidates) and len(set(texts)) == len(texts)
+        documents = [text for text in texts if text]
+        assert target in (0, SHAPE.candidates) and len(set(documents)) == len(documents)
         wrong = texts[1:] if target == 0 else texts
         (asked,) = (name for name in counts if name in texts[0].lower())
         counts[asked] += 1

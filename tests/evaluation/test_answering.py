@@ -13,6 +13,7 @@ from msa_jax.data.text_format import Naming
 from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.fusion import Listing
 from msa_jax.engine.loading import LoadedModel
+from msa_jax.evaluation import suite_conditions
 from msa_jax.evaluation.answering import Answering
 from msa_jax.evaluation.run_config import RunConfig
 from msa_jax.evaluation.suite import Suite
@@ -28,7 +29,10 @@ def suite(tmp_path, monkeypatch):
     small_suite.write_files(tmp_path)
     builder = PromptBuilder(TEMPLATES["plain"], Tokenizer.load("docs-4k"), MemoryConfig())
     naming = Naming(router_temperature=0.02, margin=0.3)
-    loaded = LoadedModel(None, None, None, "plain", builder, "", None, naming=naming)
+    looks = {"look": object(), "fusion": object()}
+    loaded = LoadedModel(None, None, None, "plain", builder, "", None, naming=naming, **looks)
+    for conditions in ("model_conditions", "memory_conditions"):
+        monkeypatch.setattr(suite_conditions, conditions, lambda *_: {})
     monkeypatch.setattr(RunConfig, "load", lambda config: loaded)
     monkeypatch.setattr(Suite, "generator", None)
     monkeypatch.setattr(Suite, "_msa", lambda suite: None)
@@ -63,10 +67,8 @@ def test_every_size_is_answered_once_and_full_attention_stops_where_its_context_
     assert suite("bm25").answering.sizes("animals", "bm25 answers") == []
     large = suite(*ANSWERING, answer_memory_tokens=(MIDDLE, LARGE)).answering
     assert large.sizes("animals", "bm25 answers") == [1, 2]
-    assert suite(*ANSWERING, context_tokens=10_000).answering.sizes("animals", ANSWERING[-1]) == [
-        0,
-        2,
-    ]
+    roomy = suite(*ANSWERING, context_tokens=10_000, workdir=f"{one.config.workdir}-roomy")
+    assert roomy.answering.sizes("animals", "full attention") == [0, 1, 2]
 
 
 def test_controls_are_wanted_of_every_set_that_is_answered(suite):

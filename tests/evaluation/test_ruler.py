@@ -341,7 +341,8 @@ def test_no_needle_of_a_haystack_has_a_value_of_a_sample(builder):
 
 def test_essays_can_be_json_lines(builder, essays, tmp_path):
     paths = sorted(essays.iterdir())
-    documents = [Document(x.name, x.read_text(encoding="utf-8"), "a title") for x in paths]
+    texts = [(x.name, x.read_text(encoding="utf-8")) for x in paths]
+    documents = [Document(name, text, "a title" if text.strip() else "") for name, text in texts]
     write_documents(tmp_path / "essays.jsonl", documents)
     ruler = Ruler(
         builder, MAX_DOCUMENT_TOKENS, NUM_SAMPLES, seed=42, essays=tmp_path / "essays.jsonl"

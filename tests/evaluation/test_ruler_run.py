@@ -214,7 +214,7 @@ def test_a_table_has_a_column_for_each_size_and_a_mean_of_what_was_measured():
     [
         ({"subtasks": ("niah_single_4",)}, "subtasks: 'niah_single_4' is not one of"),
         ({"memory_tokens": (400, 200)}, "memory_tokens must ascend"),
-        ({"num_samples": 0}, "num_samples must be a number from 1 on"),
+        ({"num_samples": 0}, "num_samples must be a positive whole number"),
         ({"checkpoint": None}, "checkpoint is missing"),
         ({"template": "fancy"}, "template must be one of"),
     ],
