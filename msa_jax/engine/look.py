@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from msa_jax.core.segments import PADDING, QUERY, TokenBlock
 from msa_jax.data.templates import PromptBuilder
-from msa_jax.modules.look import LookParams, merged_logits
+from msa_jax.modules.look import LookParams, look_logits
 from msa_jax.modules.lora import merge_lora
 from msa_jax.modules.transformer import Transformer
 from msa_jax.typing import Array, Float, PyTree
@@ -91,4 +91,4 @@ def _merged(params: PyTree, look: LookParams) -> PyTree:
 def _logits(model, params, weight, bias, tokens, doc_ids) -> Float[Array, " n"]:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     block = jax.tree.map(lambda x: x[None], TokenBlock(tokens, doc_ids, positions))
-    return merged_logits(model, params, weight, bias, block)[0]
+    return look_logits(model, params, weight, bias, block)[0]

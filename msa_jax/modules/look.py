@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from msa_jax.core.segments import PADDING, TokenBlock
-from msa_jax.modules.lora import Lora, merge_lora
+from msa_jax.modules.lora import Lora
 from msa_jax.modules.transformer import Transformer
 from msa_jax.typing import Array, Float, PyTree, pytree
 
@@ -30,27 +30,21 @@ class LookParams:
 
 
 def look_logits(
-    model: Transformer, params: PyTree, look: LookParams, pairs: TokenBlock
-) -> Float[Array, "G B"]:
-    """Scores pairs: the logit that a document answers the question that follows it.
-
-    Args:
-        model: the transformer.
-        params: its parameters, which `look.lora` is not yet part of.
-        look: the update and the head.
-        pairs: `[G, B, T]` tokens, padded at the right.
-    """
-    return merged_logits(model, merge_lora(params, look.lora), look.weight, look.bias, pairs)
-
-
-def merged_logits(
     model: Transformer,
     params: PyTree,
     weight: Float[Array, " D"],
     bias: Float[Array, ""],
     pairs: TokenBlock,
 ) -> Float[Array, "G B"]:
-    """`look_logits` with parameters that the update has been merged into."""
+    """Scores pairs: the logit that a document answers the question that follows it.
+
+    Args:
+        model: the transformer.
+        params: its parameters, with the update of the look merged into them.
+        weight: of the head.
+        bias: of the head.
+        pairs: `[G, B, T]` tokens, padded at the right.
+    """
     hidden = model.apply({"params": params}, pairs, method="read")
     last = jnp.maximum((pairs.doc_ids != PADDING).sum(axis=-1) - 1, 0)
     final = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[..., 0, :]

@@ -21,7 +21,7 @@ from msa_jax.core.segments import PADDING, LookBatch
 from msa_jax.data.config import ListShape
 from msa_jax.data.dataset import TextDataset
 from msa_jax.data.pipeline import training_iterator
-from msa_jax.modules.look import LookParams, merged_logits
+from msa_jax.modules.look import LookParams, look_logits
 from msa_jax.modules.lora import Lora, init_lora, is_linear, merge_lora
 from msa_jax.modules.transformer import Transformer
 from msa_jax.sharding.rules import group_sharding, put_lists, replicated
@@ -143,7 +143,7 @@ class LookProgram(Program):
         merged = merge_lora(params, look.lora)
         rows = jnp.concatenate(
             [
-                merged_logits(self._model, merged, look.weight, look.bias, block)
+                look_logits(self._model, merged, look.weight, look.bias, block)
                 for block in batch.rows
             ],
             axis=1,

@@ -18,7 +18,7 @@ from msa_jax.data.tokenizer import Tokenizer
 from msa_jax.engine.look import Look
 from msa_jax.modules.init import init_params
 from msa_jax.modules.look import LookParams, look_logits
-from msa_jax.modules.lora import init_lora, is_linear
+from msa_jax.modules.lora import init_lora, is_linear, merge_lora
 from msa_jax.modules.transformer import Transformer, init_cache
 
 TOKENIZER = Tokenizer.load("docs-4k")
@@ -85,7 +85,8 @@ def test_a_score_is_that_of_the_pair_without_padding(params, look, builder, pair
     text, question = pairs[0]
     tokens = builder.pair(text, question)[None, None]
     block = TokenBlock(tokens, np.full_like(tokens, QUERY), np.arange(tokens.size)[None, None])
-    (expected,) = look_logits(MODEL, params, look, block)[0]
+    merged = merge_lora(params, look.lora)
+    (expected,) = look_logits(MODEL, merged, look.weight, look.bias, block)[0]
     np.testing.assert_allclose(
         Look(MODEL, params, look, builder).logits([pairs[0]])[0], expected, atol=1e-5
     )

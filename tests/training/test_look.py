@@ -194,7 +194,7 @@ def test_it_learns(dataset, tmp_path):
 def test_documents_of_a_list_are_found_in_the_blocks(dataset, monkeypatch):
     """With the sum of its tokens in place of a row's score."""
     monkeypatch.setattr(
-        "msa_jax.training.look.merged_logits",
+        "msa_jax.training.look.look_logits",
         lambda model, params, weight, bias, block: block.tokens.sum(axis=-1).astype(jnp.float32),
     )
     program = program_of(row_tokens=(24, 32))
