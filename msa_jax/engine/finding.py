@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,12 +37,14 @@ class Finder:
         look: of the model; None to rank by routers and words alone.
         texts: text tokens of the documents with these ids.
         looks: documents to look at for a question.
+        known: logits of questions and documents that were looked at.
     """
 
     fusion: Fusion
     look: Look | None
     texts: Callable[[Sequence[int]], Sequence[np.ndarray]]
     looks: int
+    known: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)
 
     def find(
         self, questions: Sequence[str], routers: Sequence[Listing], words: Sequence[Listing]
@@ -63,16 +65,23 @@ class Finder:
         candidates = [self.fusion.candidates(*own) for own in zip(routers, words, strict=True)]
         if self.look is None or not self.looks:
             return candidates
-        looked = [one.ids[: self.looks].tolist() for one in candidates]
-        wanted = list(dict.fromkeys(document for ids in looked for document in ids))
-        text_of = dict(zip(wanted, self.texts(wanted), strict=True)) if wanted else {}
-        pairs = [
-            (text_of[document], question)
-            for question, ids in zip(questions, looked, strict=True)
-            for document in ids
+        looked = [
+            [(question, document) for document in one.ids[: self.looks].tolist()]
+            for question, one in zip(questions, candidates, strict=True)
         ]
-        logits = np.split(self.look.logits(pairs), np.cumsum([len(ids) for ids in looked])[:-1])
-        return [one._replace(logits=own) for one, own in zip(candidates, logits, strict=True)]
+        self._look_at(dict.fromkeys(pair for pairs in looked for pair in pairs))
+        return [
+            one._replace(logits=np.array([self.known[pair] for pair in pairs], np.float32))
+            for one, pairs in zip(candidates, looked, strict=True)
+        ]
+
+    def _look_at(self, pairs: Iterable[tuple[str, int]]) -> None:
+        """Looks at those of some pairs that have not been looked at in an earlier round."""
+        new = [pair for pair in pairs if pair not in self.known]
+        wanted = list(dict.fromkeys(document for _, document in new))
+        text_of = dict(zip(wanted, self.texts(wanted), strict=True)) if wanted else {}
+        logits = self.look.logits([(text_of[document], question) for question, document in new])
+        self.known.update(zip(new, logits.tolist(), strict=True))
 
 
 class Finding:

@@ -142,6 +142,10 @@ def test_questions_of_a_batch_are_looked_at_together_and_ranked_apart():
     )
     assert [own.ids.tolist()[:1] for own in found] == [[2], [7], []]
     assert len(eyes.pairs) == 6
+    # In the next round, only what is new is looked at.
+    again = finder.find(["2"], [listing(9, 1, 2)], [EMPTY])
+    assert again[0].ids.tolist()[0] == 2
+    assert eyes.pairs[6:] == [(np.array([9]), "2")]
 
 
 def test_without_looks_nothing_is_read():
