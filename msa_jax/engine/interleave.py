@@ -235,7 +235,8 @@ class _Loop:
         indexes, listings = zip(
             *((asked[row].index, routed[row].routed) for row in rows), strict=True
         )
-        found = dict(zip(rows, self.library.find(indexes, listings), strict=True))
+        with _timed("finding", [asked[row] for row in rows]):
+            found = dict(zip(rows, self.library.find(indexes, listings), strict=True))
         return [dataclasses.replace(one, found=found.get(row)) for row, one in enumerate(routed)]
 
     def _name(
